@@ -1,0 +1,567 @@
+"""Who answers an address: `Device`, `Region` and `Bus`. The ground floor; it imports nothing of iobus.
+
+A device claims a range of a bus (a `Region`), or says at each access whether it claims it
+(`in_range`, the callback of the 2007 KVM patch this project grew from). `Bus.read` and `Bus.write`
+hand an access to the first claimant in order: higher priority, then earlier registration. A
+claimant that returns `NotImplemented` declines and the next is asked; when none is left the bus
+itself returns `NotImplemented` and its caller (`vcpu.py`) asks the next bus.
+
+How a lookup stays flat however many devices there are:
+
+1. `_reads[size][address]`: the answer of an earlier lookup of just this access. Every change of
+   the registrations replaces these dictionaries, so an entry is never out of date.
+2. `_levels`: each claim is filed under the smallest power of two that covers its length, in the
+   one or two slots of that size that it touches. A lookup probes one slot a level in use.
+
+No lookup takes a lock: slots and levels are immutable tuples, replaced whole by the writer that
+holds `_change`. `tests/test_bus_property.py` holds all this beside a linear search.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+SIZES: Final = (1, 2, 4, 8)
+"""The access sizes in bytes. Larger accesses reach the bus as elements of these sizes."""
+
+_HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
+
+Read = Callable[[int, int], int]
+Write = Callable[[int, int, int], object]
+Endian = Literal["little", "big"]
+
+
+class IobusError(Exception):
+    """The root of every error iobus raises for its own reasons."""
+
+
+class RegistrationError(IobusError, ValueError):
+    """A registration that cannot be: it names the region, the value and what would be right."""
+
+
+class BusFullError(RegistrationError):
+    """The bus was made with a capacity and it is used up."""
+
+
+class DeviceError(IobusError):
+    """A device raised, or answered with something that is no value of the access's size.
+
+    The original exception, where there is one, is `__cause__` with its traceback. The machine is
+    whole: it can be inspected, and run on.
+    """
+
+    def __init__(
+        self, device: object, region: str, address: int, offset: int, size: int, value: int | None, what: str
+    ) -> None:
+        self.device = device
+        self.region = region
+        self.address = address
+        self.offset = offset
+        self.size = size
+        self.value = value
+        """The value of a write; None for a read."""
+        self.is_write = value is not None
+        access = "read" if value is None else "write"
+        shown = "" if value is None else f" of {value:#x}"
+        super().__init__(
+            f"{type(device).__name__} at region {region!r}: {size}-byte {access}{shown} "
+            f"at address {address:#x} (offset {offset:#x}): {what}"
+        )
+
+
+class Device:
+    """What answers accesses. Subclass it and define `read` and `write`.
+
+    Any object with these two methods can be attached; the base class adds a name, the default of
+    declining, and `reset`.
+    """
+
+    name: str = ""
+    """Shown in maps, traces and errors; empty means the class's name."""
+
+    def read(self, offset: int, size: int) -> int:
+        """Return the value, below `2 ** (8 * size)`, or `NotImplemented` to decline.
+
+        `offset` is in bytes from the region's base (the address itself for an `in_range`
+        registration); `size` is 1, 2, 4 or 8 bytes.
+        """
+        return NotImplemented
+
+    def write(self, offset: int, size: int, value: int) -> object:
+        """Take `value`. Return nothing, or `NotImplemented` to decline."""
+        return NotImplemented
+
+    def reset(self) -> None:
+        """Return to the power-on state. Called when the machine is reset."""
+
+
+class Claim(NamedTuple):
+    """One region's standing at one moment. Immutable: a move makes a new one."""
+
+    region: Region
+    base: int
+    end: int
+    rank: tuple[int, int]
+    read: Read
+    write: Write
+    asked: Callable[[int, int], bool] | None
+
+
+Observer = Callable[["Region", int, int, int | None, int | None], None]
+"""Called as `(region, address, size, value_read, value_written)` after a claimed access."""
+
+
+class Region:
+    """A device's claim on `[base, base + length)`. Made by `Bus.attach`."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        device: Any,
+        base: int,
+        length: int,
+        order: int,
+        *,
+        name: str,
+        priority: int,
+        sizes: tuple[int, ...],
+        implements: tuple[int, ...],
+        endian: Endian,
+        in_range: Callable[[int, int], bool] | None,
+    ) -> None:
+        self.bus: Final = bus
+        self.device: Final = device
+        self.name: Final = name
+        self.length: Final = length
+        """In bytes; the whole bus for an `in_range` registration."""
+        self.priority: Final = priority
+        self.sizes: Final = sizes
+        self.implements: Final = implements
+        self.endian: Final = endian
+        self.in_range: Final = in_range
+        self._rank = (-priority, order)
+        self._base = base
+        self._enabled = True
+        self._attached = True
+        self._read, self._write = _adapter(device, sizes, implements, endian)
+        self._claim = self._make_claim()
+
+    def __repr__(self) -> str:
+        state = "" if self._attached else " detached" if self._enabled else " disabled"
+        return f"<Region {self.name!r} {self._base:#x}+{self.length:#x} on {self.bus.name!r}{state}>"
+
+    @property
+    def base(self) -> int:
+        """The first address, in bytes; 0 for an `in_range` registration."""
+        return self._base
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the region answers."""
+        return self._enabled
+
+    @property
+    def attached(self) -> bool:
+        """False once `detach` was called: a detached region stays so."""
+        return self._attached
+
+    def move(self, base: int) -> None:
+        """Claim `[base, base + length)` from now on, also from inside this region's own access.
+
+        The access under way is not affected; the next one sees the new base. The region keeps its
+        place in the order. Raises `RegistrationError` where the range does not fit the bus, the
+        region was detached, or its claim is `in_range`'s to tell.
+        """
+        if self.in_range is not None:
+            raise RegistrationError(f"region {self.name!r} is claimed by in_range: it has no base to move")
+        self.bus._check_range(self.name, base, self.length, self.implements)
+        with self.bus._change:
+            self._must_be_attached("move")
+            self._base = base
+            self._refile()
+
+    def enable(self, on: bool = True) -> None:
+        """Answer accesses (`True`) or leave them to the next claimant (`False`)."""
+        with self.bus._change:
+            self._must_be_attached("enable" if on else "disable")
+            if on != self._enabled:
+                self._enabled = on
+                self._refile()
+
+    def detach(self) -> None:
+        """Leave the bus for good. An access that starts afterwards does not reach the device."""
+        with self.bus._change:
+            self._must_be_attached("detach")
+            self._attached = False
+            self.bus._remove(self._claim if self._enabled else None, self)
+
+    def _make_claim(self) -> Claim:
+        return Claim(self, self._base, self._base + self.length, self._rank, self._read, self._write, self.in_range)
+
+    def _refile(self) -> None:
+        """Put the claim where `_base` and `_enabled` say. `bus._change` is held."""
+        old, self._claim = self._claim, self._make_claim()
+        # The new claim first: an access in between finds the region at one base or the other.
+        if self._enabled:
+            self.bus._file(self._claim)
+        self.bus._unfile(old)
+        self.bus._forget()
+
+    def _must_be_attached(self, verb: str) -> None:
+        if not self._attached:
+            raise RegistrationError(f"cannot {verb} region {self.name!r}: it was detached; attach the device again")
+
+
+class Bus:
+    """An address space of `size` bytes and the devices registered on it.
+
+    Used for memory-mapped I/O and, with `size=0x10000`, for ports. A `capacity` makes `attach`
+    raise `BusFullError` beyond that many regions; the default is no limit. All methods may be
+    called from any thread; devices' callbacks are not serialised here (`vcpu.py` does that).
+    """
+
+    def __init__(self, size: int = 1 << 52, *, name: str = "mmio", capacity: int | None = None) -> None:
+        self.size: Final = size
+        self.name: Final = name
+        self.capacity: Final = capacity
+        # Guards what follows against other writers; a leaf lock, nothing is called with it held.
+        self._change = threading.Lock()
+        self._order = 0
+        self._regions: tuple[Region, ...] = ()
+        self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
+        self._asked: tuple[Claim, ...] = ()
+        self._observer: Observer | None = None
+        self._forget()
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The attached regions, in the order of their registration."""
+        return self._regions
+
+    @property
+    def observer(self) -> Observer | None:
+        """Called after every claimed access; None (the default) costs nothing."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        with self._change:
+            self._observer = observer
+            self._forget()
+
+    def attach(
+        self,
+        device: Any,
+        base: int | None = None,
+        length: int | None = None,
+        *,
+        name: str | None = None,
+        priority: int = 0,
+        sizes: tuple[int, ...] = SIZES,
+        implements: tuple[int, ...] | None = None,
+        endian: Endian = "little",
+    ) -> Region:
+        """Register `device` for `[base, base + length)`; it answers once this returns.
+
+        Without `base`, the device's `in_range(address, size)` is asked at each access, and its
+        `offset` is the address itself. `length` in bytes defaults to the device's `length`.
+
+        `sizes` are the access sizes, in bytes, that guests may use; the region does not claim
+        others. `implements` are those that the device's methods handle (default: `sizes`); the
+        bus splits a larger access into them, lowest address first, and serves a smaller one from
+        the implemented unit that holds it (a smaller write reads the unit first). With
+        `endian="big"` the most significant byte is at the lowest address.
+
+        Raises `RegistrationError` for what cannot be, `BusFullError` when the capacity is used up.
+        """
+        if name is None:
+            name = getattr(device, "name", "") or type(device).__name__
+        for method in ("read", "write"):
+            if not callable(getattr(device, method, None)):
+                raise RegistrationError(
+                    f"region {name!r}: {type(device).__name__} has no method {method!r}; "
+                    "a device defines read(offset, size) and write(offset, size, value)"
+                )
+        implements = sizes if implements is None else implements
+        for what, given in (("sizes", sizes), ("implements", implements)):
+            if not given or any(size not in SIZES for size in given):
+                raise RegistrationError(f"region {name!r}: {what}={given!r}; use some of {SIZES}")
+        if endian not in ("little", "big"):
+            raise RegistrationError(f"region {name!r}: endian={endian!r}; use 'little' or 'big'")
+        in_range = None
+        if base is None:
+            in_range = getattr(device, "in_range", None)
+            if in_range is None or length is not None:
+                raise RegistrationError(
+                    f"region {name!r}: give a base and a length, or neither and let "
+                    f"{type(device).__name__} define in_range(address, size)"
+                )
+            base, length = 0, self.size
+        else:
+            length = getattr(device, "length", None) if length is None else length
+            self._check_range(name, base, length, implements)
+            assert length is not None
+        with self._change:
+            if self.capacity is not None and len(self._regions) >= self.capacity:
+                raise BusFullError(
+                    f"bus {self.name!r} holds its capacity of {self.capacity} regions: no room for {name!r}"
+                )
+            self._order += 1
+            region = Region(
+                self, device, base, length, self._order, name=name, priority=priority,
+                sizes=tuple(sorted(set(sizes))), implements=tuple(sorted(set(implements))),
+                endian=endian, in_range=in_range,
+            )  # fmt: skip
+            self._regions += (region,)
+            self._file(region._claim)
+            self._forget()
+        return region
+
+    def read(self, address: int, size: int) -> int:
+        """Read `size` bytes (1, 2, 4 or 8) at `address`; `NotImplemented` when no device claims it.
+
+        Raises `DeviceError` when a device does, `ValueError` for another size.
+        """
+        try:
+            read, offset, claim = self._reads[size][address]
+        except KeyError:
+            return self._search_read(address, size, None)
+        try:
+            value = read(offset, size)
+        except Exception as exc:
+            raise _device_error(claim, address, size, None, exc) from exc
+        try:
+            if not value >> (size << 3):
+                return value
+        except TypeError:
+            if value is NotImplemented:
+                return self._search_read(address, size, claim)
+        raise _bad_value(claim, address, size, value)
+
+    def write(self, address: int, size: int, value: int) -> object:
+        """Write `size` bytes at `address`; return `NotImplemented` when no device claims it.
+
+        Raises `DeviceError` when a device does, `ValueError` for another size or a value that
+        does not fit it.
+        """
+        if value >> (size << 3):
+            raise ValueError(f"value {value:#x} does not fit in {size} bytes")
+        try:
+            write, offset, claim = self._writes[size][address]
+        except KeyError:
+            return self._search_write(address, size, value, None)
+        try:
+            result = write(offset, size, value)
+        except Exception as exc:
+            raise _device_error(claim, address, size, value, exc) from exc
+        if result is NotImplemented:
+            return self._search_write(address, size, value, claim)
+        return None
+
+    def find(self, address: int, size: int = 1) -> Region | None:
+        """Return the region that is asked first for an access, or None."""
+        claim = next(self._claimants(address, size), None)
+        return claim.region if claim else None
+
+    # The slow paths: the first access at an address, a decliner's successors, and observed buses.
+
+    def _search_read(self, address: int, size: int, after: Claim | None) -> int:
+        hits = self._reads.get(size)  # before the search: a change meanwhile abandons this dictionary
+        if hits is None:
+            raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
+        first = after is None
+        for claim in self._claimants(address, size, after):
+            offset = address - claim.base
+            if first and claim.asked is None and self._observer is None:
+                if len(hits) >= _HITS_LIMIT:
+                    hits.clear()
+                hits[address] = (claim.read, offset, claim)
+            first = False
+            try:
+                value = claim.read(offset, size)
+            except Exception as exc:
+                raise _device_error(claim, address, size, None, exc) from exc
+            if value is NotImplemented:
+                continue
+            try:
+                fits = not value >> (size << 3)
+            except TypeError:
+                fits = False
+            if not fits:
+                raise _bad_value(claim, address, size, value)
+            if self._observer is not None:
+                self._observer(claim.region, address, size, value, None)
+            return value
+        return NotImplemented
+
+    def _search_write(self, address: int, size: int, value: int, after: Claim | None) -> object:
+        hits = self._writes.get(size)
+        if hits is None:
+            raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
+        first = after is None
+        for claim in self._claimants(address, size, after):
+            offset = address - claim.base
+            if first and claim.asked is None and self._observer is None:
+                if len(hits) >= _HITS_LIMIT:
+                    hits.clear()
+                hits[address] = (claim.write, offset, claim)
+            first = False
+            try:
+                result = claim.write(offset, size, value)
+            except Exception as exc:
+                raise _device_error(claim, address, size, value, exc) from exc
+            if result is not NotImplemented:
+                if self._observer is not None:
+                    self._observer(claim.region, address, size, None, value)
+                return None
+        return NotImplemented
+
+    def _claimants(self, address: int, size: int, after: Claim | None = None) -> Iterator[Claim]:
+        """The claims on the whole access in the order they are asked, those behind `after` only."""
+        end = address + size
+        claims = [
+            claim
+            for shift, slots in self._levels
+            for claim in slots.get(address >> shift, ())
+            if claim.base <= address and end <= claim.end and size in claim.region.sizes
+        ]
+        if self._asked:
+            claims += [claim for claim in self._asked if end <= claim.end and size in claim.region.sizes]
+        if len(claims) > 1:
+            claims.sort(key=_by_rank)
+        for claim in claims:
+            if after is not None and claim.rank <= after.rank:
+                continue
+            if claim.asked is not None:
+                try:
+                    if not claim.asked(address, size):
+                        continue
+                except Exception as exc:
+                    raise _device_error(claim, address, size, None, exc) from exc
+            yield claim
+
+    # Registration. `_change` is held in all of these.
+
+    def _check_range(self, name: str, base: int, length: int | None, implements: tuple[int, ...]) -> None:
+        if length is None or length <= 0:
+            raise RegistrationError(f"region {name!r}: length={length!r}; give its length in bytes, 1 or more")
+        if base < 0 or base + length > self.size:
+            raise RegistrationError(
+                f"region {name!r}: [{base:#x}, {base + length:#x}) does not lie in bus {self.name!r} of {self.size:#x} bytes"
+            )
+        unit = min(implements)
+        if length % unit:
+            raise RegistrationError(
+                f"region {name!r}: length {length:#x} is no multiple of the {unit} bytes of its smallest implemented access"
+            )
+
+    def _file(self, claim: Claim) -> None:
+        if claim.asked is not None:
+            self._asked += (claim,)
+            return
+        shift = (claim.end - claim.base - 1).bit_length()
+        slots = dict(self._levels).get(shift)
+        if slots is None:
+            slots = {}
+            self._levels = (*self._levels, (shift, slots))
+        for slot in {claim.base >> shift, (claim.end - 1) >> shift}:
+            slots[slot] = (*slots.get(slot, ()), claim)
+
+    def _unfile(self, claim: Claim) -> None:
+        if claim.asked is not None:
+            self._asked = tuple(other for other in self._asked if other is not claim)
+            return
+        shift = (claim.end - claim.base - 1).bit_length()
+        slots = dict(self._levels)[shift] if shift in dict(self._levels) else {}
+        for slot in {claim.base >> shift, (claim.end - 1) >> shift}:
+            rest = tuple(other for other in slots.get(slot, ()) if other is not claim)
+            if rest:
+                slots[slot] = rest
+            else:
+                slots.pop(slot, None)
+
+    def _remove(self, claim: Claim | None, region: Region) -> None:
+        self._regions = tuple(other for other in self._regions if other is not region)
+        if claim is not None:
+            self._unfile(claim)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop remembered lookups. The last step of a change: what a lookup finds now is new."""
+        self._reads: dict[int, dict[int, tuple[Read, int, Claim]]] = {size: {} for size in SIZES}
+        self._writes: dict[int, dict[int, tuple[Write, int, Claim]]] = {size: {} for size in SIZES}
+
+
+def _by_rank(claim: Claim) -> tuple[int, int]:
+    return claim.rank
+
+
+def _device_error(claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> DeviceError:
+    region = claim.region
+    what = f"{type(exc).__name__}: {exc}"
+    return DeviceError(region.device, region.name, address, address - claim.base, size, value, what)
+
+
+def _bad_value(claim: Claim, address: int, size: int, value: object) -> DeviceError:
+    region = claim.region
+    shown = f"{value:#x}" if isinstance(value, int) else repr(value)
+    what = f"read returned {shown}; it must be an int from 0 to {(1 << (8 * size)) - 1:#x}, or NotImplemented"
+    return DeviceError(region.device, region.name, address, address - claim.base, size, None, what)
+
+
+def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], endian: Endian) -> tuple[Read, Write]:
+    """The device's own methods, or a pair around them that splits, merges and swaps."""
+    if endian == "little" and set(sizes) <= set(implements):
+        return device.read, device.write
+
+    def units(offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """The implemented accesses that cover `[offset, offset + size)`."""
+        fitting = [unit for unit in implements if unit <= size and not offset % unit and not size % unit]
+        unit = max(fitting) if fitting else min(implements)
+        for start in range(offset - offset % unit, offset + size, unit):
+            yield start, unit
+
+    def read_unit(offset: int, unit: int) -> bytes:
+        value = device.read(offset, unit)
+        if value is NotImplemented:
+            raise _DeclinedError
+        if not isinstance(value, int) or value >> (8 * unit):
+            raise ValueError(f"read({offset:#x}, {unit}) returned {value!r}, no value of {unit} bytes")
+        return value.to_bytes(unit, endian)
+
+    def write_unit(offset: int, data: bytes) -> None:
+        if device.write(offset, len(data), int.from_bytes(data, endian)) is NotImplemented:
+            raise _DeclinedError
+
+    def read(offset: int, size: int) -> int:
+        start, data = -1, b""
+        try:
+            for at, unit in units(offset, size):
+                start = at if start < 0 else start
+                data += read_unit(at, unit)
+        except _DeclinedError:
+            return NotImplemented
+        return int.from_bytes(data[offset - start : offset - start + size], "little")
+
+    def write(offset: int, size: int, value: int) -> object:
+        data, end = value.to_bytes(size, "little"), offset + size
+        try:
+            for at, unit in units(offset, size):
+                low, high = max(at, offset), min(at + unit, end)
+                piece = data[low - offset : high - offset]
+                if len(piece) < unit:  # narrower than the device writes: keep the unit's other bytes
+                    whole = bytearray(read_unit(at, unit))
+                    whole[low - at : high - at] = piece
+                    piece = bytes(whole)
+                write_unit(at, piece)
+        except _DeclinedError:
+            return NotImplemented
+        return None
+
+    return read, write
+
+
+class _DeclinedError(Exception):
+    """Inside an adapter: the device declined one of the pieces, so the access is declined."""

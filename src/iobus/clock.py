@@ -1,0 +1,117 @@
+"""Guest time and timers: `RealClock` follows the host, `SteppedClock` is moved by a test.
+
+Near the ground: imports nothing of iobus. Times are integer nanoseconds since the clock was made.
+Timers fire on whoever calls `run_due` (a vCPU between two stretches of guest code, or a test), with
+the machine lock held, in the order of their deadlines.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+
+
+class Timer:
+    """One deadline and what to do at it. Made by `Clock.timer`."""
+
+    __slots__ = ("_clock", "callback", "deadline", "name")
+
+    def __init__(self, clock: Clock, callback: Callable[[], None], name: str) -> None:
+        self._clock = clock
+        self.callback = callback
+        self.name = name
+        self.deadline: int | None = None
+        """When it fires, in ns of the clock; None while it is not armed."""
+
+    def __repr__(self) -> str:
+        return f"<Timer {self.name!r} {'idle' if self.deadline is None else f'at {self.deadline} ns'}>"
+
+    def arm(self, deadline: int) -> None:
+        """Fire once at `deadline` (ns of the clock), instead of an earlier arming; soon if it is past."""
+        self.deadline = deadline
+        self._clock._armed(self)
+
+    def cancel(self) -> None:
+        """Do not fire."""
+        self.deadline = None
+
+
+class Clock:
+    """Guest time. Use `RealClock` or `SteppedClock`."""
+
+    def __init__(self) -> None:
+        # Stale entries (cancelled, or armed anew) stay until they surface: Timer.deadline is the truth.
+        self._heap: list[tuple[int, int, Timer]] = []
+        self._count = 0
+        self.on_earlier: Callable[[], None] | None = None
+        """Called when the next deadline became earlier, for whoever sleeps until it."""
+
+    def now(self) -> int:
+        """Return the guest time in ns."""
+        raise NotImplementedError
+
+    def timer(self, callback: Callable[[], None], name: str = "") -> Timer:
+        """Return a new timer, not armed."""
+        return Timer(self, callback, name)
+
+    def next_deadline(self) -> int | None:
+        """Return the earliest deadline in ns, or None."""
+        while self._heap and self._heap[0][2].deadline != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def run_due(self) -> None:
+        """Fire every timer whose deadline has come.
+
+        A timer that arms itself again for a time already past fires again in the same call, at most
+        once for each timer that was due at the start, so that a guest's shortest timer cannot keep it.
+        """
+        now = self.now()
+        for _ in range(len(self._heap)):
+            deadline = self.next_deadline()
+            if deadline is None or deadline > now:
+                return
+            timer = heapq.heappop(self._heap)[2]
+            timer.deadline = None
+            timer.callback()
+
+    def _armed(self, timer: Timer) -> None:
+        assert timer.deadline is not None
+        first = self.next_deadline()
+        self._count += 1
+        heapq.heappush(self._heap, (timer.deadline, self._count, timer))
+        if self.on_earlier is not None and (first is None or timer.deadline < first):
+            self.on_earlier()
+
+
+class RealClock(Clock):
+    """Guest time is the host's monotonic clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = time.monotonic_ns()
+
+    def now(self) -> int:
+        return time.monotonic_ns() - self._start
+
+
+class SteppedClock(Clock):
+    """Guest time stands still until `advance`: a test decides when what happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0
+
+    def now(self) -> int:
+        return self._now
+
+    def advance(self, ns: int) -> None:
+        """Let `ns` nanoseconds pass; each timer fires at its own deadline, in order."""
+        if ns < 0:
+            raise ValueError(f"cannot advance by {ns} ns: time does not go back")
+        target = self._now + ns
+        while (deadline := self.next_deadline()) is not None and deadline <= target:
+            self._now = max(self._now, deadline)
+            self.run_due()
+        self._now = target

@@ -1,0 +1,182 @@
+"""Interrupts: pins and the lines that drive them, APIC messages, and what a vCPU asks of its controller.
+
+Near the ground: imports nothing of iobus. A device holds a `Line` and knows nothing of what is behind
+it. Everything here is called with the machine lock held (see `machine.py`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+
+class Line:
+    """A device's end of an interrupt pin. Levels, not edges: a controller makes edges of them."""
+
+    __slots__ = ("_pin", "level", "name")
+
+    def __init__(self, pin: Pin, name: str) -> None:
+        self._pin = pin
+        self.name = name
+        self.level = False
+        """Whether this source asserts the pin. Read it; change it with `set`."""
+
+    def __repr__(self) -> str:
+        return f"<Line {self.name!r} {'high' if self.level else 'low'}>"
+
+    def set(self, level: bool) -> None:
+        """Assert (`True`) or deassert the line; setting the level it has does nothing."""
+        if level != self.level:
+            self.level = level
+            self._pin._source_changed(level)
+
+    def pulse(self) -> None:
+        """Assert and deassert: one edge."""
+        self.set(True)
+        self.set(False)
+
+
+class Pin:
+    """An interrupt input: high while any of its lines is. Tells its sinks each change of the level."""
+
+    def __init__(self, *sinks: Callable[[bool], None], name: str = "") -> None:
+        self.name = name
+        self._sinks = sinks
+        self._asserted = 0
+
+    @property
+    def level(self) -> bool:
+        """Whether some line asserts the pin."""
+        return self._asserted > 0
+
+    def line(self, name: str = "") -> Line:
+        """Return a new source of this pin, low."""
+        return Line(self, name or self.name)
+
+    def _source_changed(self, level: bool) -> None:
+        before = self._asserted
+        self._asserted += 1 if level else -1
+        if (before == 0) == level:
+            for sink in self._sinks:
+                sink(level)
+
+
+class DeliveryMode(enum.IntEnum):
+    """How an APIC message acts on its CPU (Intel SDM vol. 3A, table 11-18 and section 11.6.1)."""
+
+    FIXED = 0
+    LOWEST_PRIORITY = 1
+    SMI = 2
+    NMI = 4
+    INIT = 5
+    STARTUP = 6
+    EXTINT = 7
+
+
+class Message(NamedTuple):
+    """One interrupt message on the APIC bus, from an IOAPIC, an MSI or a LAPIC's ICR."""
+
+    destination: int
+    """APIC ID, or logical destination when `logical`; 8 bits, 32 from an x2APIC."""
+    logical: bool
+    mode: DeliveryMode
+    vector: int
+    level_triggered: bool = False
+    asserted: bool = True
+    """False only for the INIT level de-assert."""
+
+    @classmethod
+    def from_msi(cls, address: int, data: int) -> Message | None:
+        """Decode an MSI write of `data` to `address` (SDM vol. 3A, section 11.11); None if it is none."""
+        if address >> 20 != 0xFEE:
+            return None
+        try:
+            mode = DeliveryMode(data >> 8 & 7)
+        except ValueError:  # the reserved encoding 3
+            return None
+        # Without the redirection hint the destination mode bit is ignored.
+        logical = bool(address & 4) and bool(address & 8)
+        return cls(address >> 12 & 0xFF, logical, mode, data & 0xFF, bool(data & 1 << 15))
+
+
+class Processor(Protocol):
+    """What a LAPIC can do to its own CPU."""
+
+    def interrupt(self) -> None:
+        """Look at the controller again: `pending` may have become true."""
+
+    def nmi(self) -> None:
+        """Deliver a non-maskable interrupt."""
+
+    def init(self) -> None:
+        """Return to the INIT state and wait for a start-up message."""
+
+    def startup(self, vector: int) -> None:
+        """Leave the INIT state at address `vector << 12`; ignored outside it."""
+
+
+class Controller(Protocol):
+    """What a vCPU asks of its interrupt controller (a LAPIC with the 8259 behind it, or only one)."""
+
+    def pending(self) -> bool:
+        """Whether an interrupt would be delivered, were the CPU to accept one now."""
+
+    def acknowledge(self) -> int | None:
+        """The CPU accepts: return the vector (0-255) to enter, or None where it went away."""
+
+    def read_cr8(self) -> int:
+        """The task priority, 0-15."""
+
+    def write_cr8(self, value: int) -> None:
+        """Set the task priority, 0-15."""
+
+    def read_msr(self, index: int) -> int | None:
+        """The value of an MSR that is the controller's; None where RDMSR faults (#GP)."""
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Write an MSR that is the controller's; False where WRMSR faults (#GP)."""
+
+
+class ApicClient(Protocol):
+    """A LAPIC as the APIC bus sees it."""
+
+    def matches(self, message: Message) -> bool:
+        """Whether the message's destination addresses this LAPIC."""
+
+    def accept(self, message: Message) -> None:
+        """Take the message, of any mode but `LOWEST_PRIORITY`, which comes as `FIXED`."""
+
+    def arbitration_priority(self) -> int:
+        """The processor priority that lowest-priority delivery compares (lower wins)."""
+
+
+class ApicBus:
+    """Carries messages to the LAPICs and EOIs back to the IOAPICs."""
+
+    def __init__(self) -> None:
+        self._lapics: list[ApicClient] = []
+        self._eoi_listeners: list[Callable[[int], None]] = []
+
+    def attach(self, lapic: ApicClient) -> None:
+        """Let `lapic` receive messages."""
+        self._lapics.append(lapic)
+
+    def on_eoi(self, listener: Callable[[int], None]) -> None:
+        """Call `listener(vector)` at the EOI of each level-triggered interrupt."""
+        self._eoi_listeners.append(listener)
+
+    def eoi(self, vector: int) -> None:
+        """A LAPIC ended the service of a level-triggered `vector`."""
+        for listener in self._eoi_listeners:
+            listener(vector)
+
+    def send(self, message: Message) -> bool:
+        """Deliver `message`; return whether any LAPIC took it."""
+        targets = [lapic for lapic in self._lapics if lapic.matches(message)]
+        if message.mode is DeliveryMode.LOWEST_PRIORITY and targets:
+            targets = [min(targets, key=lambda lapic: lapic.arbitration_priority())]
+            message = message._replace(mode=DeliveryMode.FIXED)
+        for lapic in targets:
+            lapic.accept(message)
+        return bool(targets)

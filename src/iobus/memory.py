@@ -1,0 +1,100 @@
+"""Guest RAM: slots of host memory at guest physical addresses, with bounds-checked access.
+
+Near the ground: imports only `bus.py`'s error root. Engines map the slots into their CPU; software
+that acts for the guest (DMA, page walks, boot loaders) reads and writes here. RAM is not on the bus.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import NamedTuple
+
+from iobus.bus import IobusError
+
+PAGE_SIZE = 4096
+
+
+class MemoryRangeError(IobusError, ValueError):
+    """A guest physical range that is not RAM: it names the range."""
+
+
+class Slot(NamedTuple):
+    """One contiguous piece of guest RAM."""
+
+    base: int
+    """First guest physical address, page-aligned."""
+    size: int
+    """In bytes, whole pages."""
+    buffer: mmap.mmap
+    view: memoryview
+
+
+class Memory:
+    """The guest's RAM. Thread-safe as far as single reads and writes of bytes are."""
+
+    def __init__(self) -> None:
+        self.slots: tuple[Slot, ...] = ()
+        self.on_write: Callable[[int, int], None] | None = None
+        """Called as `(gpa, length)` after a write made here: an engine drops stale translations."""
+
+    def add(self, base: int, size: int) -> Slot:
+        """Put `size` bytes of zeroed RAM at `base`; both whole pages. Raises `MemoryRangeError`."""
+        if base % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or base < 0:
+            raise MemoryRangeError(f"RAM at {base:#x} of {size:#x} bytes: both must be whole pages of 4096 bytes")
+        for slot in self.slots:
+            if base < slot.base + slot.size and slot.base < base + size:
+                raise MemoryRangeError(
+                    f"RAM [{base:#x}, {base + size:#x}) overlaps RAM [{slot.base:#x}, {slot.base + slot.size:#x})"
+                )
+        buffer = mmap.mmap(-1, size)
+        slot = Slot(base, size, buffer, memoryview(buffer))
+        self.slots = tuple(sorted((*self.slots, slot), key=lambda slot: slot.base))
+        return slot
+
+    def find(self, gpa: int, length: int = 1) -> Slot | None:
+        """Return the slot that holds all of `[gpa, gpa + length)`, or None."""
+        for slot in self.slots:
+            if slot.base <= gpa and gpa + length <= slot.base + slot.size:
+                return slot
+        return None
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return `length` bytes from `gpa`. Raises `MemoryRangeError` where they are not all RAM."""
+        return b"".join(bytes(slot.view[start : start + count]) for slot, start, count in self._pieces(gpa, length))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at `gpa`: all of it, or nothing and `MemoryRangeError`."""
+        at = 0
+        for slot, start, count in self._pieces(gpa, len(data)):
+            slot.view[start : start + count] = data[at : at + count]
+            at += count
+        if self.on_write is not None and at:
+            self.on_write(gpa, at)
+
+    def load(self, gpa: int, size: int) -> int:
+        """Return the little-endian value of `size` bytes at `gpa`."""
+        return int.from_bytes(self.read(gpa, size), "little")
+
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Write a little-endian value of `size` bytes at `gpa`."""
+        self.write(gpa, value.to_bytes(size, "little"))
+
+    def clear(self) -> None:
+        """Zero all RAM, as at power-on."""
+        for slot in self.slots:
+            slot.buffer.madvise(mmap.MADV_DONTNEED)
+            if self.on_write is not None:
+                self.on_write(slot.base, slot.size)
+
+    def _pieces(self, gpa: int, length: int) -> list[tuple[Slot, int, int]]:
+        pieces: list[tuple[Slot, int, int]] = []
+        at, end = gpa, gpa + length
+        for slot in self.slots:
+            if at < end and slot.base <= at < slot.base + slot.size:
+                count = min(end, slot.base + slot.size) - at
+                pieces.append((slot, at - slot.base, count))
+                at += count
+        if at != end or length < 0:
+            raise MemoryRangeError(f"[{gpa:#x}, {end:#x}) is not all RAM")
+        return pieces
