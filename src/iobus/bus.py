@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import NotImplementedType
 from typing import Any, Final, Literal, NamedTuple
 
 SIZES: Final = (1, 2, 4, 8)
@@ -28,7 +29,9 @@ SIZES: Final = (1, 2, 4, 8)
 
 _HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
 
-Read = Callable[[int, int], int]
+Value = int | NotImplementedType
+"""What a read gives: a value, or Python's own word for "ask the next one"."""
+Read = Callable[[int, int], Value]
 Write = Callable[[int, int, int], object]
 Endian = Literal["little", "big"]
 
@@ -81,7 +84,7 @@ class Device:
     name: str = ""
     """Shown in maps, traces and errors; empty means the class's name."""
 
-    def read(self, offset: int, size: int) -> int:
+    def read(self, offset: int, size: int) -> Value:
         """Return the value, below `2 ** (8 * size)`, or `NotImplemented` to decline.
 
         `offset` is in bytes from the region's base (the address itself for an `in_range`
@@ -319,7 +322,7 @@ class Bus:
             self._forget()
         return region
 
-    def read(self, address: int, size: int) -> int:
+    def read(self, address: int, size: int) -> Value:
         """Read `size` bytes (1, 2, 4 or 8) at `address`; `NotImplemented` when no device claims it.
 
         Raises `DeviceError` when a device does, `ValueError` for another size.
@@ -367,7 +370,7 @@ class Bus:
 
     # The slow paths: the first access at an address, a decliner's successors, and observed buses.
 
-    def _search_read(self, address: int, size: int, after: Claim | None) -> int:
+    def _search_read(self, address: int, size: int, after: Claim | None) -> Value:
         hits = self._reads.get(size)  # before the search: a change meanwhile abandons this dictionary
         if hits is None:
             raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
@@ -449,12 +452,14 @@ class Bus:
             raise RegistrationError(f"region {name!r}: length={length!r}; give its length in bytes, 1 or more")
         if base < 0 or base + length > self.size:
             raise RegistrationError(
-                f"region {name!r}: [{base:#x}, {base + length:#x}) does not lie in bus {self.name!r} of {self.size:#x} bytes"
+                f"region {name!r}: [{base:#x}, {base + length:#x}) does not lie in bus {self.name!r} "
+                f"of {self.size:#x} bytes"
             )
         unit = min(implements)
         if length % unit:
             raise RegistrationError(
-                f"region {name!r}: length {length:#x} is no multiple of the {unit} bytes of its smallest implemented access"
+                f"region {name!r}: length {length:#x} is no multiple of the {unit} bytes "
+                "of its smallest implemented access"
             )
 
     def _file(self, claim: Claim) -> None:
@@ -474,7 +479,7 @@ class Bus:
             self._asked = tuple(other for other in self._asked if other is not claim)
             return
         shift = (claim.end - claim.base - 1).bit_length()
-        slots = dict(self._levels)[shift] if shift in dict(self._levels) else {}
+        slots = dict(self._levels).get(shift, {})
         for slot in {claim.base >> shift, (claim.end - 1) >> shift}:
             rest = tuple(other for other in slots.get(slot, ()) if other is not claim)
             if rest:
@@ -535,7 +540,7 @@ def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], e
         if device.write(offset, len(data), int.from_bytes(data, endian)) is NotImplemented:
             raise _DeclinedError
 
-    def read(offset: int, size: int) -> int:
+    def read(offset: int, size: int) -> Value:
         start, data = -1, b""
         try:
             for at, unit in units(offset, size):
