@@ -90,7 +90,7 @@ class Device:
         `offset` is in bytes from the region's base (the address itself for an `in_range`
         registration); `size` is 1, 2, 4 or 8 bytes.
         """
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
 
     def write(self, offset: int, size: int, value: int) -> object:
         """Take `value`. Return nothing, or `NotImplemented` to decline."""
@@ -397,7 +397,7 @@ class Bus:
             if self._observer is not None:
                 self._observer(claim.region, address, size, value, None)
             return value
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
 
     def _search_write(self, address: int, size: int, value: int, after: Claim | None) -> object:
         hits = self._writes.get(size)
@@ -547,7 +547,7 @@ def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], e
                 start = at if start < 0 else start
                 data += read_unit(at, unit)
         except _DeclinedError:
-            return NotImplemented
+            return NotImplemented  # type: ignore[no-any-return]
         return int.from_bytes(data[offset - start : offset - start + size], "little")
 
     def write(offset: int, size: int, value: int) -> object:
