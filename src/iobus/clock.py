@@ -1,6 +1,6 @@
 """Guest time and timers: `RealClock` follows the host, `SteppedClock` is moved by a test.
 
-Near the ground: imports nothing of iobus. Times are integer nanoseconds since the clock was made.
+Near the ground: imports only `bus.py`'s error root. Times are integer nanoseconds since the clock was made.
 Timers fire on whoever calls `run_due` (a vCPU between two stretches of guest code, or a test), with
 the machine lock held, in the order of their deadlines.
 """
@@ -10,6 +10,12 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+
+from iobus.bus import IobusError
+
+
+class TimerError(IobusError):
+    """A timer's callback raised; the original exception is `__cause__`."""
 
 
 class Timer:
@@ -44,8 +50,8 @@ class Clock:
         # Stale entries (cancelled, or armed anew) stay until they surface: Timer.deadline is the truth.
         self._heap: list[tuple[int, int, Timer]] = []
         self._count = 0
-        self.on_earlier: Callable[[], None] | None = None
-        """Called when the next deadline became earlier, for whoever sleeps until it."""
+        self.on_earlier: Callable[[int], None] | None = None
+        """Called with the next deadline when it became earlier, for whoever sleeps until it."""
 
     def now(self) -> int:
         """Return the guest time in ns."""
@@ -66,6 +72,7 @@ class Clock:
 
         A timer that arms itself again for a time already past fires again in the same call, at most
         once for each timer that was due at the start, so that a guest's shortest timer cannot keep it.
+        Raises `TimerError` when a callback does.
         """
         now = self.now()
         for _ in range(len(self._heap)):
@@ -74,7 +81,10 @@ class Clock:
                 return
             timer = heapq.heappop(self._heap)[2]
             timer.deadline = None
-            timer.callback()
+            try:
+                timer.callback()
+            except Exception as exc:
+                raise TimerError(f"timer {timer.name!r} due at {deadline} ns: {type(exc).__name__}: {exc}") from exc
 
     def _armed(self, timer: Timer) -> None:
         assert timer.deadline is not None
@@ -82,7 +92,7 @@ class Clock:
         self._count += 1
         heapq.heappush(self._heap, (timer.deadline, self._count, timer))
         if self.on_earlier is not None and (first is None or timer.deadline < first):
-            self.on_earlier()
+            self.on_earlier(timer.deadline)
 
 
 class RealClock(Clock):

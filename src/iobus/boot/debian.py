@@ -1,0 +1,233 @@
+"""Where guests come from: Debian's own packages, fetched and unpacked without root, kept in a cache.
+
+Stands apart in `boot`: it returns paths of files, which `linux.py` and its neighbours load. Nothing
+is installed and nothing outside the cache directory is written: `apt-get download` fetches a package
+and checks its signature chain, `dpkg-deb -x` unpacks it. Where the machine has no package lists for
+the architecture, lists of its own are kept in the cache.
+
+A package is `<cache>/<package>_<architecture>/`, its file tree. It is there whole or not at all:
+work is done in a directory beside it, `.fetch-*`, that is renamed when all is well. `.lock` is held
+meanwhile, so of two processes one waits and finds the package there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from iobus.bus import IobusError
+
+Progress = Callable[[str], None]
+"""Called with a line of text when something that takes time begins."""
+
+_GIVE: Final = "give files of your own instead (--kernel FILE, --initrd FILE)"
+_TOOLS: Final = ("apt-get", "apt-cache", "dpkg-deb")
+# As root, apt would fetch as the user _apt, who cannot write to our directory, and warn of it.
+_APT_OPTIONS: Final = ("-o", "APT::Sandbox::User=root", "-o", "APT::Update::Error-Mode=any", "-q")
+_IN_EVERY_ARCHIVE: Final = "base-files"
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian policy, section 5.6.1
+
+
+class GuestUnavailableError(IobusError):
+    """A guest that cannot be had from Debian: the sentence says why and what to do."""
+
+
+def cache_directory() -> Path:
+    """Return where guests are kept: $IOBUS_CACHE, else $XDG_CACHE_HOME/iobus, else ~/.cache/iobus."""
+    if own := os.environ.get("IOBUS_CACHE"):
+        return Path(own).absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification: a relative path is to be ignored.
+    return (Path(xdg) if xdg.startswith("/") else Path.home() / ".cache") / "iobus"
+
+
+def fetch(
+    package: str, architecture: str = "amd64", *, cache: Path | None = None, progress: Progress = lambda line: None
+) -> Path:
+    """Return the directory of the unpacked `package`, from the cache or else from Debian.
+
+    `cache` is by default `cache_directory()`. Raises `GuestUnavailableError`.
+    """
+    for what, name in (("package", package), ("architecture", architecture)):
+        if not _NAME.fullmatch(name):
+            raise GuestUnavailableError(f"{name!r} is no name of a Debian {what}; use lower-case letters, digits, +-.")
+    cache = cache_directory() if cache is None else cache.absolute()
+    place = cache / f"{package}_{architecture}"
+    if _is_whole(place):
+        return place
+    with _Fetcher.open(cache, architecture, progress) as fetcher:
+        if not _is_whole(place):  # another process may have brought it while we waited
+            fetcher.bring(package, place)
+    return place
+
+
+def cloud_kernel(*, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
+    """Return the vmlinuz of Debian's small 64-bit kernel for virtual machines.
+
+    The newest one in the cache, if there is one; else the one linux-image-cloud-amd64 depends on.
+    Its modules are in `lib/modules` of the same package. Raises `GuestUnavailableError`.
+    """
+    cache = cache_directory() if cache is None else cache.absolute()
+    cached = [path for path in cache.glob("linux-image-*-cloud-amd64_amd64/boot/vmlinuz-*") if path.is_file()]
+    if cached:
+        return max(cached, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    with _Fetcher.open(cache, "amd64", progress) as fetcher:
+        package = fetcher.dependency("linux-image-cloud-amd64", "linux-image-")
+    return _one_file(fetch(package, cache=cache, progress=progress), "boot/vmlinuz-*")
+
+
+def busybox(architecture: str = "amd64", *, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
+    """Return the statically linked BusyBox of the package busybox-static. Raises `GuestUnavailableError`."""
+    return _one_file(fetch("busybox-static", architecture, cache=cache, progress=progress), "**/bin/busybox")
+
+
+class _Fetcher:
+    """The cache, locked, and apt's tools."""
+
+    def __init__(self, cache: Path, architecture: str, progress: Progress) -> None:
+        self._cache = cache
+        self._architecture = architecture
+        self._progress = progress
+        self._lists = cache / "apt" / architecture
+        self._own_lists = (
+            "-o", f"Dir::State={self._lists}", "-o", f"Dir::State::status={self._lists / 'status'}",
+            "-o", f"Dir::Cache={self._lists}", "-o", f"APT::Architecture={architecture}",
+            "-o", f"APT::Architectures={architecture}",
+        )  # fmt: skip
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, cache: Path, architecture: str, progress: Progress) -> Iterator[_Fetcher]:
+        """Hold the cache's lock. Raises `GuestUnavailableError` when nothing can be fetched here."""
+        for tool in _TOOLS:
+            if shutil.which(tool) is None:
+                raise GuestUnavailableError(f"this machine has no {tool}, with which guests are fetched; {_GIVE}")
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = (cache / ".lock").open("a")
+        except OSError as exc:
+            raise GuestUnavailableError(
+                f"cache directory {cache} cannot be written ({exc.strerror}); set IOBUS_CACHE to one that can"
+            ) from exc
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"waiting for another process that fetches into {cache}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in cache.glob(".fetch-*"):  # of a process that was killed: we hold the lock
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield cls(cache, architecture, progress)
+
+    def bring(self, package: str, place: Path) -> None:
+        """Fetch `package` and put its tree at `place`."""
+        options = self._options_for(package)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=self._cache) as work:
+                self._progress(f"fetching {package} ({self._architecture}) from Debian")
+                result = _run("apt-get", *options, "download", f"{package}:{self._architecture}", cwd=work)
+                archives = list(Path(work).glob("*.deb"))
+                if result.returncode or len(archives) != 1:
+                    raise GuestUnavailableError(
+                        f"{package} ({self._architecture}) could not be downloaded: {_reason(result)}; "
+                        f"check the network, run apt-get update as root if the lists are old, or {_GIVE}"
+                    )
+                tree = Path(work, "tree")
+                result = _run("dpkg-deb", "-x", str(archives[0]), str(tree))
+                if result.returncode or not _is_whole(tree):
+                    raise GuestUnavailableError(
+                        f"{archives[0].name} could not be unpacked into {self._cache}: {_reason(result)}; "
+                        f"check the space on that disk, or {_GIVE}"
+                    )
+                tree.rename(place)
+        except OSError as exc:
+            raise GuestUnavailableError(
+                f"{package} could not be put into {place} ({exc.strerror}); set IOBUS_CACHE to a directory that can "
+                "be written"
+            ) from exc
+
+    def dependency(self, package: str, prefix: str) -> str:
+        """Return the package that the metapackage `package` stands for: its dependency that begins with `prefix`."""
+        options = self._options_for(package)
+        shown = _run("apt-cache", *options, "show", "--no-all-versions", f"{package}:{self._architecture}").stdout
+        found = re.search(rf"^Depends:.*?(?<![^\s,])({re.escape(prefix)}[a-z0-9+.-]+)", shown, re.MULTILINE)
+        if found is None:
+            raise GuestUnavailableError(
+                f"{package} ({self._architecture}) depends on no package {prefix}* here; "
+                f"run apt-get update as root, or {_GIVE}"
+            )
+        return found[1]
+
+    def _options_for(self, package: str) -> tuple[str, ...]:
+        """Return apt's options for package lists that have `package`: the machine's, else our own."""
+        if self._is_listed(package, _APT_OPTIONS):
+            return _APT_OPTIONS
+        reason = ""
+        if not self._is_listed(_IN_EVERY_ARCHIVE, _APT_OPTIONS):
+            options = (*_APT_OPTIONS, *self._own_lists)
+            if self._is_listed(package, options):
+                return options
+            reason = self._update(options)
+            if self._is_listed(package, options):
+                return options
+            if not self._is_listed(_IN_EVERY_ARCHIVE, options):
+                raise GuestUnavailableError(
+                    f"there are no package lists for {self._architecture} and they could not be fetched: {reason}; "
+                    f"check the network and apt's sources, run apt-get update as root, or {_GIVE}"
+                )
+        raise GuestUnavailableError(
+            f"{package} ({self._architecture}) is in none of this machine's package lists, as on a distribution other "
+            f"than Debian; {_GIVE}"
+        )
+
+    def _is_listed(self, package: str, options: tuple[str, ...]) -> bool:
+        result = _run("apt-cache", *options, "madison", f"{package}:{self._architecture}")
+        return not result.returncode and bool(result.stdout.strip())
+
+    def _update(self, options: tuple[str, ...]) -> str:
+        """Fetch package lists of our own; return why it failed, if it did."""
+        self._progress(f"fetching Debian's package lists for {self._architecture}")
+        for directory in ("lists/partial", "archives/partial"):
+            (self._lists / directory).mkdir(parents=True, exist_ok=True)
+        (self._lists / "status").touch()
+        result = _run("apt-get", *options, "update")
+        return _reason(result)
+
+
+def _is_whole(tree: Path) -> bool:
+    return any(path.is_file() for path in tree.rglob("*"))
+
+
+def _one_file(tree: Path, pattern: str) -> Path:
+    for path in sorted(tree.glob(pattern)):
+        if path.is_file():
+            return path
+    raise GuestUnavailableError(f"{tree} has no file {pattern}; remove that directory to fetch it again, or {_GIVE}")
+
+
+def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    """Return what a tool gave as its error, in one line."""
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E:", "W:", "dpkg-deb: error"))] or lines
+    return errors[0] if errors else f"{Path(str(result.args[0])).name} gave status {result.returncode}"

@@ -1,0 +1,306 @@
+"""A machine: RAM, two buses, vCPUs and a clock. No PC knowledge, no device, no particular engine.
+
+Stands above `vcpu.py`; `engines/` and `pc/` build on it. It keeps the one lock that guards device
+callbacks, runs the clock's timers, and answers the accesses that nobody claims.
+
+Locks, in the order they are taken: `Machine.lock`, then a `Bus`'s internal one (a leaf).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Literal, NamedTuple, Protocol
+
+from iobus.bus import Bus, Device, IobusError
+from iobus.clock import Clock, RealClock
+from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
+from iobus.memory import Memory, MemoryRangeError
+from iobus.vcpu import VCPU, Executor
+
+Unclaimed = Literal["ones", "stop"]
+
+_COUNTED_ADDRESSES = 1 << 16  # a guest can touch any address: bound what counting them costs
+
+
+class ReentrancyError(IobusError):
+    """DMA that would reach a device whose own DMA is under way: refused, nothing was accessed."""
+
+
+class Engine(Protocol):
+    """Who executes guest code. See `iobus.engines`."""
+
+    name: str
+
+    def attach(self, machine: Machine) -> None:
+        """Take `machine`'s RAM; called once, before `executor`."""
+
+    def executor(self, vcpu: VCPU) -> Executor:
+        """Return what runs `vcpu`."""
+
+    def close(self) -> None:
+        """Free what the engine holds; nothing runs afterwards."""
+
+
+class UnclaimedAccess(NamedTuple):
+    """An address that no device claimed, as the counter's key."""
+
+    space: Literal["mmio", "pio"]
+    address: int
+    is_write: bool
+
+
+class Machine:
+    """RAM, buses, vCPUs and a clock, on an engine or (with `engine=None`) without a CPU.
+
+    `lock` guards every device callback, timer and interrupt line: whoever touches a device from
+    outside, such as a thread that feeds it input, holds it.
+    """
+
+    def __init__(self, engine: Engine | None = None, *, cpus: int = 1, clock: Clock | None = None) -> None:
+        if cpus < 1:
+            raise ValueError(f"a machine has at least 1 vCPU, not {cpus}")
+        self.lock = threading.RLock()
+        self.memory = Memory()
+        self.mmio = Bus(name="mmio")
+        self.pio = Bus(0x10000, name="pio")
+        self.clock = RealClock() if clock is None else clock
+        self.engine = engine
+        self.unclaimed: Counter[UnclaimedAccess] = Counter()
+        """How often which address was accessed and answered with the defined result."""
+        self._stop_reason: Exit | None = None
+        self._error: Exception | None = None
+        self._dma_chain: list[object] = []  # guarded by lock
+        self._ticker = _Ticker(self) if isinstance(self.clock, RealClock) else None
+        self.vcpus = tuple(VCPU(self, index) for index in range(cpus))
+        if engine is not None:
+            engine.attach(self)
+            for vcpu in self.vcpus:
+                vcpu.executor = engine.executor(vcpu)
+
+    def __repr__(self) -> str:
+        return f"<Machine on {self.engine.name if self.engine else 'no engine'}>"
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the machine's threads and free the engine. The machine does not run again."""
+        if self._ticker is not None:
+            self._ticker.close()
+        if self.engine is not None:
+            self.engine.close()
+
+    def run(self, *, timeout: float | None = None, unclaimed: Unclaimed = "ones") -> Exit:
+        """Run until the machine stops by itself, and say why.
+
+        Accesses that no device claims read as all ones, or are dropped, and are counted in
+        `unclaimed`; with `unclaimed="stop"` the first of them is returned instead, to be answered as
+        `VCPU.run` says. `timeout` in seconds of host time ends the run with `TimeoutExit`. Raises
+        `DeviceError` when a device does: the machine stays whole and can be run on.
+        """
+        vcpu = self.vcpus[0]
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            vcpu.kick()
+
+        alarm = threading.Timer(timeout or 0, expire)
+        alarm.daemon = True
+        if timeout is not None:
+            alarm.start()
+        try:
+            while True:
+                exit = vcpu.run(complete_with_ones if unclaimed == "ones" else None)
+                if not isinstance(exit, KickExit):
+                    return exit
+                if (stopped := self._stop_reason) is not None:
+                    self._stop_reason = None
+                    return stopped
+                if timeout is not None and expired.is_set():
+                    return TimeoutExit(timeout)
+        finally:
+            alarm.cancel()
+
+    def stop(self, reason: Exit) -> None:
+        """Make `run` return `reason`; the first reason counts. For devices (power-off) and other threads."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def fail(self, error: Exception) -> None:
+        """Make `run` raise `error`, which happened outside an access (in a timer)."""
+        self._error = error
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def started(self) -> None:
+        """A vCPU begins to run: timers fire from now on."""
+        if self._ticker is not None:
+            self._ticker.start()
+
+    def raise_error(self) -> None:
+        """Raise what `fail` was given, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def reset(self) -> None:
+        """Return CPUs and devices, not RAM, to their power-on state. The machine must not be running."""
+        with self.lock:
+            self._stop_reason = None
+            for device in self.devices():
+                reset = getattr(device, "reset", None)
+                if reset is not None:
+                    reset()
+            for vcpu in self.vcpus:
+                vcpu.abandon()
+                vcpu.executor.init()
+
+    def devices(self) -> list[object]:
+        """Return every attached device once, in the order of registration: machine's, then vCPUs'."""
+        found: dict[int, object] = {}
+        for bus in (self.mmio, self.pio, *(bus for vcpu in self.vcpus for bus in (vcpu.mmio, vcpu.pio))):
+            for region in bus.regions:
+                found.setdefault(id(region.device), region.device)
+        return list(found.values())
+
+    def complete_unclaimed(self, vcpu: VCPU, exit: MmioExit | PioExit) -> int:
+        """Give the defined result of an unclaimed access (a read: all ones) and count it."""
+        space: Literal["mmio", "pio"] = "mmio" if isinstance(exit, MmioExit) else "pio"
+        key = UnclaimedAccess(space, exit.address, exit.is_write)
+        if key in self.unclaimed or len(self.unclaimed) < _COUNTED_ADDRESSES:
+            self.unclaimed[key] += 1
+        return (1 << 8 * exit.size) - 1
+
+    def dma(self, device: Device) -> Dma:
+        """Return `device`'s access to guest physical addresses, for use inside and outside its callbacks."""
+        return Dma(self, device)
+
+
+def complete_with_ones(vcpu: VCPU, exit: MmioExit | PioExit) -> int:
+    """The answer of a machine that no caller answers for."""
+    return vcpu.machine.complete_unclaimed(vcpu, exit)
+
+
+class Dma:
+    """A device's bus-mastering access. Made by `Machine.dma`.
+
+    RAM is accessed directly; elsewhere the machine's devices are asked, in elements of up to 8
+    bytes. What is neither reads as all ones and drops writes, as for a CPU.
+    """
+
+    def __init__(self, machine: Machine, device: Device) -> None:
+        self._machine = machine
+        self._device = device
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return `length` bytes from `gpa`. Raises `ReentrancyError`."""
+        data = bytearray()
+        for at, count in self._pieces(gpa, length):
+            try:
+                data += self._machine.memory.read(at, count)
+            except MemoryRangeError:
+                with self._machine.lock:
+                    value = self._guarded(at, count, None)
+                data += (value if isinstance(value, int) else (1 << 8 * count) - 1).to_bytes(count, "little")
+        return bytes(data)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write `data` at `gpa`. Raises `ReentrancyError`."""
+        done = 0
+        for at, count in self._pieces(gpa, len(data)):
+            piece = data[done : done + count]
+            done += count
+            try:
+                self._machine.memory.write(at, piece)
+            except MemoryRangeError:
+                with self._machine.lock:
+                    self._guarded(at, count, int.from_bytes(piece, "little"))
+
+    def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
+        """Cut at RAM's borders; what is not RAM into aligned elements of at most 8 bytes."""
+        if gpa < 0 or length < 0:
+            raise ValueError(f"DMA of {length} bytes at {gpa:#x}: neither may be negative")
+        pieces: list[tuple[int, int]] = []
+        at, end = gpa, gpa + length
+        while at < end:
+            slot = self._machine.memory.find(at)
+            if slot is not None:
+                count = min(end, slot.base + slot.size) - at
+            else:
+                count = min(8, at & -at or 8, 1 << (end - at).bit_length() - 1)
+            pieces.append((at, count))
+            at += count
+        return pieces
+
+    def _guarded(self, address: int, size: int, value: int | None) -> object:
+        chain = self._machine._dma_chain
+        bus = self._machine.mmio
+        region = bus.find(address, size)
+        chain.append(self._device)
+        try:
+            if region is not None and any(device is region.device for device in chain):
+                raise ReentrancyError(
+                    f"{type(region.device).__name__} at region {region.name!r}: DMA to {address:#x} "
+                    "reaches the device that started it"
+                )
+            return bus.read(address, size) if value is None else bus.write(address, size, value)
+        finally:
+            chain.pop()
+
+
+class _Ticker:
+    """Fires the real clock's timers, under the machine lock, on a thread of its own.
+
+    Started by the first `run`, ended by `close`: guest time goes on between runs, as on real hardware.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._wakeup = threading.Event()
+        self._sleeps_until = 0  # ns of the clock; a hint, written by the ticker's thread only
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        machine.clock.on_earlier = self._earlier
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._main, name="iobus-timers", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wakeup.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _earlier(self, deadline: int) -> None:
+        # A ticker that wakes before the new deadline anyway is left asleep: waking it costs the guest.
+        if deadline < self._sleeps_until:
+            self._wakeup.set()
+
+    def _main(self) -> None:
+        clock, lock = self._machine.clock, self._machine.lock
+        while not self._closed:
+            self._sleeps_until = _FOREVER  # from here on an earlier deadline sets the event
+            with lock:
+                try:
+                    clock.run_due()
+                except Exception as exc:
+                    self._machine.fail(exc)
+                deadline = clock.next_deadline()
+            timeout = None
+            if deadline is not None:
+                timeout = max(0, deadline - clock.now()) / 1e9
+                self._sleeps_until = deadline
+            self._wakeup.wait(timeout)
+            self._wakeup.clear()
+
+
+_FOREVER = 1 << 63

@@ -1,0 +1,341 @@
+"""The virtual CPU: where an access to an address goes. vCPU bus -> machine bus -> exit.
+
+Stands above `bus.py`, `memory.py`, `paging.py` and `exits.py`; knows no engine and no device. An engine
+gives each `VCPU` an `Executor`, which runs guest code and calls `mmio_read` and its siblings; software
+that acts for the guest calls `load` and `store` with guest virtual addresses. Both end in one path:
+
+    vCPU's devices  ->  machine's devices  ->  exit to whoever called run(), load() or store()
+
+A machine lock (`machine.lock`) is held while devices are asked, and not while an exit waits for its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from iobus.bus import Bus, IobusError
+from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit
+from iobus.irq import Controller
+from iobus.memory import PAGE_SIZE
+from iobus.paging import Paging, translate
+from iobus.registers import Registers
+
+if TYPE_CHECKING:
+    from iobus.machine import Machine
+
+Answer = Callable[["VCPU", MmioExit | PioExit], int]
+"""Completes an unclaimed access on the spot: returns the value of a read (ignored for a write)."""
+
+
+class AccessPendingError(IobusError):
+    """Another access while an exit waits for its completion: complete it, or call `abandon`."""
+
+
+class Executor(Protocol):
+    """An engine's side of one vCPU."""
+
+    def run(self, answer: Answer | None) -> Exit:
+        """Run guest code until an exit; `answer`, where given, takes unclaimed accesses instead."""
+
+    def unclaimed(self, exit: MmioExit | PioExit) -> int:
+        """Have an access completed by `run`'s `answer` or its caller; return the value of a read."""
+
+    def kick(self) -> None:
+        """Make `run` return `KickExit` soon, from any thread; kept if it is not running."""
+
+    def interrupt(self) -> None:
+        """Ask the vCPU's controller again for a pending interrupt, from any thread."""
+
+    def nmi(self) -> None:
+        """Deliver an NMI."""
+
+    def init(self) -> None:
+        """Put the CPU in the INIT state, waiting for start-up (the boot CPU starts at the reset vector)."""
+
+    def startup(self, vector: int) -> None:
+        """Start at `vector << 12` in real mode if the CPU waits for it."""
+
+    def get_registers(self) -> Registers:
+        """Return the registers; the CPU must not be running."""
+
+    def set_registers(self, registers: Registers) -> None:
+        """Replace the registers; the CPU must not be running."""
+
+    def paging(self) -> Paging:
+        """Return the registers that decide a translation, also from inside a device callback."""
+
+    def rip(self) -> int:
+        """Return the instruction pointer as far as it is known (see the engine's docs)."""
+
+
+@dataclass(slots=True)
+class _Emulated:
+    """A `load` or `store` under way: its fragments, their data, and how far it has come."""
+
+    key: tuple[str, int, int, int | None]
+    fragments: list[tuple[int, int, int]]
+    """(guest physical address, offset in data, length): one page each, 1-8 bytes where not RAM."""
+    data: bytearray
+    done: int = 0
+    exit: MmioExit | None = field(default=None)
+
+
+class VCPU:
+    """One virtual CPU of a `Machine`: its two buses, its registers, and `run`."""
+
+    def __init__(self, machine: Machine, index: int) -> None:
+        self.machine: Final = machine
+        self.index: Final = index
+        self.mmio: Final = Bus(name=f"vcpu{index}.mmio")
+        """Devices of this vCPU alone; they eclipse the machine's at the same address."""
+        self.pio: Final = Bus(0x10000, name=f"vcpu{index}.pio")
+        self.controller: Controller | None = None
+        """Where the engine asks for interrupts, CR8 and the controller's MSRs."""
+        self.executor: Executor = NoExecutor()
+        self._lock = machine.lock
+        self._pending: _Emulated | None = None
+
+    def __repr__(self) -> str:
+        return f"<VCPU {self.index} of {self.machine!r}>"
+
+    # What a caller does.
+
+    def run(self, answer: Answer | None = None) -> Exit:
+        """Run guest code until something needs the caller, and say what.
+
+        An unclaimed access comes back as `MmioExit` or `PioExit`; put a read's value in its `data`
+        and call `run` again. With `answer`, that function completes unclaimed accesses instead.
+        Raises `DeviceError` when a device does (the access is completed with all ones, so `run` can
+        go on), `TimerError` when a timer does, `EngineError` when there is no engine or it cannot go on.
+        """
+        self.machine.started()
+        exit = self.executor.run(answer)
+        if isinstance(exit, KickExit):
+            self.machine.raise_error()
+        return exit
+
+    def kick(self) -> None:
+        """Make `run` return `KickExit` soon, or at once when called next. From any thread."""
+        self.executor.kick()
+
+    @property
+    def registers(self) -> Registers:
+        """The architectural registers, a copy; assign to change them while the vCPU is not running."""
+        return self.executor.get_registers()
+
+    @registers.setter
+    def registers(self, registers: Registers) -> None:
+        self.executor.set_registers(registers)
+
+    def translate(self, gva: int, *, write: bool = False, user: bool | None = None, fetch: bool = False) -> int:
+        """Return the guest physical address of `gva` under this vCPU's page tables.
+
+        `user` defaults to the current privilege level being 3. Raises `PageFault`, `ProtectionFault`.
+        """
+        paging = self.executor.paging()
+        return translate(
+            self.machine.memory, paging, gva,
+            write=write, user=paging.cpl == 3 if user is None else user, fetch=fetch,
+        )  # fmt: skip
+
+    def load(self, gva: int, size: int, *, user: bool | None = None) -> int | MmioExit:
+        """Read `size` bytes at guest virtual address `gva` as the guest would; little-endian.
+
+        RAM is read, a device asked, and an access no device claims returned as an `MmioExit`: put
+        its value in `data` and call again with the same arguments; parts already read are not read
+        again. Raises `PageFault` or `ProtectionFault` before any device is touched, `DeviceError`.
+        """
+        result = self._emulate("load", gva, size, None, user)
+        return int.from_bytes(result, "little") if isinstance(result, bytearray) else result
+
+    def store(self, gva: int, size: int, value: int, *, user: bool | None = None) -> MmioExit | None:
+        """Write `size` bytes at guest virtual address `gva` as the guest would; as `load` otherwise.
+
+        Call again with the same arguments after an `MmioExit`, which brings the value in `data`.
+        """
+        if value < 0 or value >> 8 * size:
+            raise ValueError(f"value {value:#x} does not fit in {size} bytes")
+        result = self._emulate("store", gva, size, value, user)
+        return result if isinstance(result, MmioExit) else None
+
+    def abandon(self) -> None:
+        """Drop a `load` or `store` that waits for the completion of its exit."""
+        self._pending = None
+
+    # What an engine calls: physical accesses of 1, 2, 4 or 8 bytes within a page, completed on return.
+
+    def mmio_read(self, address: int, size: int) -> int:
+        """Read from memory-mapped I/O: the access path, an unclaimed access included."""
+        with self._lock:
+            value = self.mmio.read(address, size)
+            if value is NotImplemented:
+                value = self.machine.mmio.read(address, size)
+        if value is NotImplemented:
+            return self._unclaimed(MmioExit(address, size, False))
+        return value
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """Write to memory-mapped I/O."""
+        with self._lock:
+            result = self.mmio.write(address, size, value)
+            if result is NotImplemented:
+                result = self.machine.mmio.write(address, size, value)
+        if result is NotImplemented:
+            self._unclaimed(MmioExit(address, size, True, value))
+
+    def pio_read(self, port: int, size: int) -> int:
+        """IN of 1, 2 or 4 bytes."""
+        with self._lock:
+            value = self.pio.read(port, size)
+            if value is NotImplemented:
+                value = self.machine.pio.read(port, size)
+        if value is NotImplemented:
+            return self._unclaimed(PioExit(port, size, False))
+        return value
+
+    def pio_write(self, port: int, size: int, value: int) -> None:
+        """OUT of 1, 2 or 4 bytes."""
+        with self._lock:
+            result = self.pio.write(port, size, value)
+            if result is NotImplemented:
+                result = self.machine.pio.write(port, size, value)
+        if result is NotImplemented:
+            self._unclaimed(PioExit(port, size, True, value))
+
+    # What a LAPIC calls (irq.Processor), with the machine lock held.
+
+    def interrupt(self) -> None:
+        """The controller may have an interrupt: look again."""
+        self.executor.interrupt()
+
+    def nmi(self) -> None:
+        """Deliver a non-maskable interrupt."""
+        self.executor.nmi()
+
+    def init(self) -> None:
+        """INIT: reset the CPU and wait for a start-up message."""
+        self.executor.init()
+
+    def startup(self, vector: int) -> None:
+        """SIPI: start at `vector << 12` if the CPU waits for it."""
+        self.executor.startup(vector)
+
+    # Within.
+
+    def _unclaimed(self, exit: MmioExit | PioExit) -> int:
+        return self.executor.unclaimed(exit) & (1 << 8 * exit.size) - 1
+
+    def _emulate(self, verb: str, gva: int, size: int, value: int | None, user: bool | None) -> bytearray | MmioExit:
+        """The seed's emulated read and write: finish an earlier exit, translate, RAM, device, exit."""
+        key = (verb, gva, size, value)
+        access = self._pending
+        if access is None:
+            if size < 1:
+                raise ValueError(f"access of {size} bytes at {gva:#x}: give 1 or more")
+            access = self._start(key, user)
+        elif access.key != key:
+            raise AccessPendingError(
+                f"{verb}({gva:#x}, {size}) while {access.key[0]}({access.key[1]:#x}, {access.key[2]}) waits for its "
+                f"{access.exit}: call that again to complete it, or abandon() to drop it"
+            )
+        self._pending = None
+        if access.exit is not None:
+            self._complete(access, access.exit)
+        while access.done < len(access.fragments):
+            gpa, offset, length = access.fragments[access.done]
+            is_write = value is not None
+            if self.machine.memory.find(gpa, length) is not None:
+                if is_write:
+                    self.machine.memory.write(gpa, access.data[offset : offset + length])
+                else:
+                    access.data[offset : offset + length] = self.machine.memory.read(gpa, length)
+            else:
+                piece = int.from_bytes(access.data[offset : offset + length], "little")
+                found = self._claimed(gpa, length, piece if is_write else None)
+                if found is None:
+                    access.exit = MmioExit(gpa, length, is_write, piece if is_write else 0)
+                    self._pending = access
+                    return access.exit
+                if not is_write:
+                    access.data[offset : offset + length] = found.to_bytes(length, "little")
+            access.done += 1
+        return access.data
+
+    def _start(self, key: tuple[str, int, int, int | None], user: bool | None) -> _Emulated:
+        """Translate every page of the access before any of it happens, and cut it into fragments."""
+        _, gva, size, value = key
+        fragments: list[tuple[int, int, int]] = []
+        at = 0
+        while at < size:
+            length = min(size - at, PAGE_SIZE - (gva + at) % PAGE_SIZE)
+            gpa = self.translate(gva + at, write=value is not None, user=user)
+            if self.machine.memory.find(gpa, length) is not None:
+                fragments.append((gpa, at, length))
+            else:  # elements of the bus's sizes, largest first
+                part = 0
+                while part < length:
+                    unit = min(8, 1 << (length - part).bit_length() - 1)
+                    fragments.append((gpa + part, at + part, unit))
+                    part += unit
+            at += length
+        data = bytearray(size) if value is None else bytearray(value.to_bytes(size, "little"))
+        return _Emulated(key, fragments, data)
+
+    def _complete(self, access: _Emulated, exit: MmioExit) -> None:
+        """Take the caller's data for the fragment that made `exit`."""
+        if not exit.is_write:
+            _, offset, length = access.fragments[access.done]
+            if exit.data < 0 or exit.data >> 8 * length:
+                self._pending = access
+                raise ValueError(f"{exit}: its data does not fit in {length} bytes")
+            access.data[offset : offset + length] = exit.data.to_bytes(length, "little")
+        access.exit = None
+        access.done += 1
+
+    def _claimed(self, gpa: int, size: int, value: int | None) -> int | None:
+        """Ask the devices; None when none claims. A write gives 0."""
+        with self._lock:
+            for bus in (self.mmio, self.machine.mmio):
+                result = bus.read(gpa, size) if value is None else bus.write(gpa, size, value)
+                if result is not NotImplemented:
+                    return result if isinstance(result, int) else 0
+        return None
+
+
+class NoExecutor:
+    """The vCPU of a machine without a CPU: registers that a test sets, and nothing that runs them."""
+
+    def __init__(self) -> None:
+        self._registers = Registers()
+
+    def run(self, answer: Answer | None) -> Exit:
+        raise EngineError("this machine has no CPU engine: give Machine one, or drive its buses directly")
+
+    def unclaimed(self, exit: MmioExit | PioExit) -> int:
+        return (1 << 8 * exit.size) - 1
+
+    def kick(self) -> None: ...
+
+    def interrupt(self) -> None: ...
+
+    def nmi(self) -> None: ...
+
+    def init(self) -> None:
+        self._registers = Registers()
+
+    def startup(self, vector: int) -> None: ...
+
+    def get_registers(self) -> Registers:
+        return Registers.restore(self._registers.save())
+
+    def set_registers(self, registers: Registers) -> None:
+        self._registers = Registers.restore(registers.save())
+
+    def paging(self) -> Paging:
+        r = self._registers
+        return Paging(r.cr0, r.cr3, r.cr4, r.efer, r.rflags, r.cpl)
+
+    def rip(self) -> int:
+        return self._registers.rip
