@@ -8,8 +8,9 @@ itself returns `NotImplemented` and its caller (`vcpu.py`) asks the next bus.
 
 How a lookup stays flat however many devices there are:
 
-1. `_reads[size][address]`: the answer of an earlier lookup of just this access. Every change of
-   the registrations replaces these dictionaries, so an entry is never out of date.
+1. `_reads[size][address]`: the answer of an earlier lookup of just this access, also "nobody".
+   Every change of the registrations replaces these dictionaries, so an entry is never out of
+   date. An access that an `in_range` callback has a say in is never remembered.
 2. `_levels`: each claim is filed under the smallest power of two that covers its length, in the
    one or two slots of that size that it touches. A lookup probes one slot a level in use.
 
@@ -112,6 +113,9 @@ class Claim(NamedTuple):
     asked: Callable[[int, int], bool] | None
 
 
+_Hits = dict[int, tuple[Callable[..., Any], int, Any]]
+"""By address: what to call, the offset to give it, and the `Claim` it is of (None: nobody's)."""
+
 Observer = Callable[["Region", int, int, int | None, int | None], None]
 """Called as `(region, address, size, value_read, value_written)` after a claimed access."""
 
@@ -152,7 +156,7 @@ class Region:
         self._claim = self._make_claim()
 
     def __repr__(self) -> str:
-        state = "" if self._attached else " detached" if self._enabled else " disabled"
+        state = " detached" if not self._attached else "" if self._enabled else " disabled"
         return f"<Region {self.name!r} {self._base:#x}+{self.length:#x} on {self.bus.name!r}{state}>"
 
     @property
@@ -232,7 +236,7 @@ class Bus:
         # Guards what follows against other writers; a leaf lock, nothing is called with it held.
         self._change = threading.Lock()
         self._order = 0
-        self._regions: tuple[Region, ...] = ()
+        self._regions: dict[Region, None] = {}  # ordered, and cheap to leave
         self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
         self._asked: tuple[Claim, ...] = ()
         self._observer: Observer | None = None
@@ -241,7 +245,8 @@ class Bus:
     @property
     def regions(self) -> tuple[Region, ...]:
         """The attached regions, in the order of their registration."""
-        return self._regions
+        with self._change:
+            return tuple(self._regions)
 
     @property
     def observer(self) -> Observer | None:
@@ -272,9 +277,11 @@ class Bus:
         `offset` is the address itself. `length` in bytes defaults to the device's `length`.
 
         `sizes` are the access sizes, in bytes, that guests may use; the region does not claim
-        others. `implements` are those that the device's methods handle (default: `sizes`); the
-        bus splits a larger access into them, lowest address first, and serves a smaller one from
-        the implemented unit that holds it (a smaller write reads the unit first). With
+        others. `implements` are those that the device's methods handle (default: `sizes`). An
+        access of such a size reaches the device as it is, aligned or not; the bus splits a larger
+        one into aligned pieces, lowest address first, and serves a smaller one from the smallest
+        implemented unit, aligned, that holds it (a smaller write reads the unit first). A device
+        that declines one piece declines the access, though it has seen the pieces before. With
         `endian="big"` the most significant byte is at the lowest address.
 
         Raises `RegistrationError` for what cannot be, `BusFullError` when the capacity is used up.
@@ -317,7 +324,7 @@ class Bus:
                 sizes=tuple(sorted(set(sizes))), implements=tuple(sorted(set(implements))),
                 endian=endian, in_range=in_range,
             )  # fmt: skip
-            self._regions += (region,)
+            self._regions[region] = None
             self._file(region._claim)
             self._forget()
         return region
@@ -330,18 +337,16 @@ class Bus:
         try:
             read, offset, claim = self._reads[size][address]
         except KeyError:
-            return self._search_read(address, size, None)
+            return self._search(address, size, None, None)  # type: ignore[no-any-return]
         try:
-            value = read(offset, size)
+            value: Value = read(offset, size)
         except Exception as exc:
             raise _device_error(claim, address, size, None, exc) from exc
-        try:
-            if not value >> (size << 3):
-                return value
-        except TypeError:
-            if value is NotImplemented:
-                return self._search_read(address, size, claim)
-        raise _bad_value(claim, address, size, value)
+        if type(value) is int and not value >> (size << 3):
+            return value
+        if value is not NotImplemented:
+            return _checked(claim, address, size, value)
+        return value if claim is None else self._search(address, size, None, claim)
 
     def write(self, address: int, size: int, value: int) -> object:
         """Write `size` bytes at `address`; return `NotImplemented` when no device claims it.
@@ -354,96 +359,92 @@ class Bus:
         try:
             write, offset, claim = self._writes[size][address]
         except KeyError:
-            return self._search_write(address, size, value, None)
+            return self._search(address, size, value, None)
         try:
-            result = write(offset, size, value)
+            result: object = write(offset, size, value)
         except Exception as exc:
             raise _device_error(claim, address, size, value, exc) from exc
         if result is NotImplemented:
-            return self._search_write(address, size, value, claim)
+            return result if claim is None else self._search(address, size, value, claim)
         return None
 
     def find(self, address: int, size: int = 1) -> Region | None:
         """Return the region that is asked first for an access, or None."""
-        claim = next(self._claimants(address, size), None)
+        claim = self._next(address, size, None, None)
         return claim.region if claim else None
 
-    # The slow paths: the first access at an address, a decliner's successors, and observed buses.
+    def ask(self, address: int, size: int, value: int | None, before: Callable[[Region], None]) -> object:
+        """As `read` (`value` None) or `write`, with `before(region)` called ahead of each device asked.
 
-    def _search_read(self, address: int, size: int, after: Claim | None) -> Value:
-        hits = self._reads.get(size)  # before the search: a change meanwhile abandons this dictionary
+        What `before` raises ends the access.
+        """
+        return self._search(address, size, value, None, before)
+
+    # The slow path: the first access at an address, a decliner's successors, and observed buses.
+
+    def _search(
+        self,
+        address: int,
+        size: int,
+        value: int | None,
+        after: Claim | None,
+        before: Callable[[Region], None] | None = None,
+    ) -> Any:
+        """Ask the claimants behind `after`, in the order that holds when each is asked."""
+        hits = (self._reads if value is None else self._writes).get(size)
+        # `hits` and `observer` before the search: a change meanwhile abandons this dictionary.
+        observer = self._observer
         if hits is None:
             raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
-        first = after is None
-        for claim in self._claimants(address, size, after):
-            offset = address - claim.base
-            if first and claim.asked is None and self._observer is None:
+        remember = after is None and before is None and observer is None
+        while True:
+            claim = self._next(address, size, value, after)
+            if remember and not any(claim is None or other.rank <= claim.rank for other in self._asked):
                 if len(hits) >= _HITS_LIMIT:
                     hits.clear()
-                hits[address] = (claim.read, offset, claim)
-            first = False
-            try:
-                value = claim.read(offset, size)
-            except Exception as exc:
-                raise _device_error(claim, address, size, None, exc) from exc
-            if value is NotImplemented:
-                continue
-            try:
-                fits = not value >> (size << 3)
-            except TypeError:
-                fits = False
-            if not fits:
-                raise _bad_value(claim, address, size, value)
-            if self._observer is not None:
-                self._observer(claim.region, address, size, value, None)
-            return value
-        return NotImplemented  # type: ignore[no-any-return]
-
-    def _search_write(self, address: int, size: int, value: int, after: Claim | None) -> object:
-        hits = self._writes.get(size)
-        if hits is None:
-            raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
-        first = after is None
-        for claim in self._claimants(address, size, after):
+                call = _nobody if claim is None else claim.read if value is None else claim.write
+                hits[address] = call, 0 if claim is None else address - claim.base, claim
+            remember, after = False, claim
+            if claim is None:
+                return NotImplemented
+            if before is not None:
+                before(claim.region)
             offset = address - claim.base
-            if first and claim.asked is None and self._observer is None:
-                if len(hits) >= _HITS_LIMIT:
-                    hits.clear()
-                hits[address] = (claim.write, offset, claim)
-            first = False
             try:
-                result = claim.write(offset, size, value)
+                result: Any = claim.read(offset, size) if value is None else claim.write(offset, size, value)
             except Exception as exc:
                 raise _device_error(claim, address, size, value, exc) from exc
-            if result is not NotImplemented:
-                if self._observer is not None:
-                    self._observer(claim.region, address, size, None, value)
-                return None
-        return NotImplemented
+            if result is NotImplemented:
+                continue
+            result = _checked(claim, address, size, result) if value is None else None
+            if observer is not None:
+                observer(claim.region, address, size, result, value)
+            return result
 
-    def _claimants(self, address: int, size: int, after: Claim | None = None) -> Iterator[Claim]:
-        """The claims on the whole access in the order they are asked, those behind `after` only."""
+    def _next(self, address: int, size: int, value: int | None, after: Claim | None) -> Claim | None:
+        """The claim on the whole access that comes first in order, behind `after` where given."""
         end = address + size
+        claims = [claim for shift, slots in self._levels for claim in slots.get(address >> shift, ())]
+        claims += self._asked
         claims = [
             claim
-            for shift, slots in self._levels
-            for claim in slots.get(address >> shift, ())
-            if claim.base <= address and end <= claim.end and size in claim.region.sizes
+            for claim in claims
+            if claim.base <= address
+            and end <= claim.end
+            and size in claim.region.sizes
+            and (after is None or claim.rank > after.rank)
         ]
-        if self._asked:
-            claims += [claim for claim in self._asked if end <= claim.end and size in claim.region.sizes]
         if len(claims) > 1:
             claims.sort(key=_by_rank)
         for claim in claims:
-            if after is not None and claim.rank <= after.rank:
-                continue
-            if claim.asked is not None:
-                try:
-                    if not claim.asked(address, size):
-                        continue
-                except Exception as exc:
-                    raise _device_error(claim, address, size, None, exc) from exc
-            yield claim
+            if claim.asked is None:
+                return claim
+            try:
+                if claim.asked(address, size):
+                    return claim
+            except Exception as exc:
+                raise _device_error(claim, address, size, value, exc) from exc
+        return None
 
     # Registration. `_change` is held in all of these.
 
@@ -488,15 +489,20 @@ class Bus:
                 slots.pop(slot, None)
 
     def _remove(self, claim: Claim | None, region: Region) -> None:
-        self._regions = tuple(other for other in self._regions if other is not region)
+        del self._regions[region]
         if claim is not None:
             self._unfile(claim)
         self._forget()
 
     def _forget(self) -> None:
         """Drop remembered lookups. The last step of a change: what a lookup finds now is new."""
-        self._reads: dict[int, dict[int, tuple[Read, int, Claim]]] = {size: {} for size in SIZES}
-        self._writes: dict[int, dict[int, tuple[Write, int, Claim]]] = {size: {} for size in SIZES}
+        self._reads: dict[int, _Hits] = {size: {} for size in SIZES}
+        self._writes: dict[int, _Hits] = {size: {} for size in SIZES}
+
+
+def _nobody(*access: int) -> Value:
+    """What a remembered lookup calls where no device claims the access."""
+    return NotImplemented  # type: ignore[no-any-return]
 
 
 def _by_rank(claim: Claim) -> tuple[int, int]:
@@ -509,11 +515,14 @@ def _device_error(claim: Claim, address: int, size: int, value: int | None, exc:
     return DeviceError(region.device, region.name, address, address - claim.base, size, value, what)
 
 
-def _bad_value(claim: Claim, address: int, size: int, value: object) -> DeviceError:
+def _checked(claim: Claim, address: int, size: int, value: object) -> int:
+    """The value of a read as a plain int, or `DeviceError` where it is none of that size."""
+    if isinstance(value, int) and not value >> (size << 3):
+        return int(value)
     region = claim.region
     shown = f"{value:#x}" if isinstance(value, int) else repr(value)
     what = f"read returned {shown}; it must be an int from 0 to {(1 << (8 * size)) - 1:#x}, or NotImplemented"
-    return DeviceError(region.device, region.name, address, address - claim.base, size, None, what)
+    raise DeviceError(region.device, region.name, address, address - claim.base, size, None, what)
 
 
 def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], endian: Endian) -> tuple[Read, Write]:
@@ -523,7 +532,10 @@ def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], e
 
     def units(offset: int, size: int) -> Iterator[tuple[int, int]]:
         """The implemented accesses that cover `[offset, offset + size)`."""
-        fitting = [unit for unit in implements if unit <= size and not offset % unit and not size % unit]
+        if size in implements:
+            yield offset, size
+            return
+        fitting = [unit for unit in implements if unit <= size and not offset % unit]
         unit = max(fitting) if fitting else min(implements)
         for start in range(offset - offset % unit, offset + size, unit):
             yield start, unit

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from typing import Final, Protocol
 
 from iobus.bus import IobusError
 
@@ -21,12 +22,13 @@ class TimerError(IobusError):
 class Timer:
     """One deadline and what to do at it. Made by `Clock.timer`."""
 
-    __slots__ = ("_clock", "callback", "deadline", "name")
+    __slots__ = ("_arming", "_clock", "callback", "deadline", "name")
 
     def __init__(self, clock: Clock, callback: Callable[[], None], name: str) -> None:
         self._clock = clock
         self.callback = callback
         self.name = name
+        self._arming = 0  # the number of its latest arming: what tells its entry in the heap from stale ones
         self.deadline: int | None = None
         """When it fires, in ns of the clock; None while it is not armed."""
 
@@ -35,21 +37,33 @@ class Timer:
 
     def arm(self, deadline: int) -> None:
         """Fire once at `deadline` (ns of the clock), instead of an earlier arming; soon if it is past."""
-        self.deadline = deadline
-        self._clock._armed(self)
+        if deadline != self.deadline:
+            self._clock._arm(self, deadline)
 
     def cancel(self) -> None:
         """Do not fire."""
         self.deadline = None
 
 
+class Tsc(Protocol):
+    """A CPU's time stamp counter beside the clock."""
+
+    def read(self) -> int:
+        """Return the counter as RDTSC would."""
+
+    def deadline(self, tsc: int) -> int:
+        """Return the clock's time in ns at which the counter reaches `tsc`."""
+
+
 class Clock:
     """Guest time. Use `RealClock` or `SteppedClock`."""
 
     def __init__(self) -> None:
-        # Stale entries (cancelled, or armed anew) stay until they surface: Timer.deadline is the truth.
+        # (deadline, arming, timer). Stale entries (cancelled, or armed anew) stay until they surface,
+        # or until they outnumber the others.
         self._heap: list[tuple[int, int, Timer]] = []
-        self._count = 0
+        self._heap_limit = _HEAP_LEAST
+        self._armings = 0
         self.on_earlier: Callable[[int], None] | None = None
         """Called with the next deadline when it became earlier, for whoever sleeps until it."""
 
@@ -63,36 +77,53 @@ class Clock:
 
     def next_deadline(self) -> int | None:
         """Return the earliest deadline in ns, or None."""
-        while self._heap and self._heap[0][2].deadline != self._heap[0][0]:
+        while self._heap and not _stands(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
-        """Fire every timer whose deadline has come.
+        """Fire every timer whose deadline has come, each once.
 
-        A timer that arms itself again for a time already past fires again in the same call, at most
-        once for each timer that was due at the start, so that a guest's shortest timer cannot keep it.
-        Raises `TimerError` when a callback does.
+        What is armed meanwhile, even for a time already past, waits for the next call: a guest's
+        shortest timer cannot keep it. Raises `TimerError` when a callback does.
         """
-        now = self.now()
-        for _ in range(len(self._heap)):
-            deadline = self.next_deadline()
-            if deadline is None or deadline > now:
-                return
-            timer = heapq.heappop(self._heap)[2]
-            timer.deadline = None
-            try:
-                timer.callback()
-            except Exception as exc:
-                raise TimerError(f"timer {timer.name!r} due at {deadline} ns: {type(exc).__name__}: {exc}") from exc
+        now, before = self.now(), self._armings
+        later: list[tuple[int, int, Timer]] = []
+        try:
+            while (deadline := self.next_deadline()) is not None and deadline <= now:
+                entry = heapq.heappop(self._heap)
+                if entry[1] > before:
+                    later.append(entry)
+                    continue
+                timer = entry[2]
+                timer.deadline = None
+                try:
+                    timer.callback()
+                except Exception as exc:
+                    raise TimerError(f"timer {timer.name!r} due at {deadline} ns: {type(exc).__name__}: {exc}") from exc
+        finally:
+            for entry in later:
+                heapq.heappush(self._heap, entry)
 
-    def _armed(self, timer: Timer) -> None:
-        assert timer.deadline is not None
+    def _arm(self, timer: Timer, deadline: int) -> None:
         first = self.next_deadline()
-        self._count += 1
-        heapq.heappush(self._heap, (timer.deadline, self._count, timer))
-        if self.on_earlier is not None and (first is None or timer.deadline < first):
-            self.on_earlier(timer.deadline)
+        self._armings += 1
+        timer.deadline, timer._arming = deadline, self._armings
+        if len(self._heap) >= self._heap_limit:  # a guest can arm anew without end
+            self._heap = [entry for entry in self._heap if _stands(entry)]
+            heapq.heapify(self._heap)
+            self._heap_limit = max(_HEAP_LEAST, 2 * len(self._heap))
+        heapq.heappush(self._heap, (deadline, self._armings, timer))
+        if self.on_earlier is not None and (first is None or deadline < first):
+            self.on_earlier(deadline)
+
+
+_HEAP_LEAST: Final = 64  # entries, below which dropping the stale ones is not worth while
+
+
+def _stands(entry: tuple[int, int, Timer]) -> bool:
+    """Whether the entry is its timer's latest arming, and was not cancelled."""
+    return entry[2].deadline is not None and entry[2]._arming == entry[1]
 
 
 class RealClock(Clock):

@@ -57,7 +57,7 @@ class Pin:
     def _source_changed(self, level: bool) -> None:
         before = self._asserted
         self._asserted += 1 if level else -1
-        if (before == 0) == level:
+        if (before > 0) != (self._asserted > 0):
             for sink in self._sinks:
                 sink(level)
 
@@ -95,8 +95,10 @@ class Message(NamedTuple):
             mode = DeliveryMode(data >> 8 & 7)
         except ValueError:  # the reserved encoding 3
             return None
-        # Without the redirection hint the destination mode bit is ignored.
-        logical = bool(address & 4) and bool(address & 8)
+        if address & 8 and mode is DeliveryMode.FIXED:  # the redirection hint
+            mode = DeliveryMode.LOWEST_PRIORITY
+        # The SDM lets a CPU ignore the destination mode without the hint; Linux relies on that none does.
+        logical = bool(address & 4)
         return cls(address >> 12 & 0xFF, logical, mode, data & 0xFF, bool(data & 1 << 15))
 
 

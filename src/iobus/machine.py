@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from typing import Literal, NamedTuple, Protocol
 
-from iobus.bus import Bus, Device, IobusError
+from iobus.bus import Bus, Device, IobusError, Region
 from iobus.clock import Clock, RealClock
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.memory import Memory, MemoryRangeError
@@ -24,7 +24,7 @@ _COUNTED_ADDRESSES = 1 << 16  # a guest can touch any address: bound what counti
 
 
 class ReentrancyError(IobusError):
-    """DMA that would reach a device whose own DMA is under way: refused, nothing was accessed."""
+    """DMA that would reach a device whose own DMA is under way: refused before that device is asked."""
 
 
 class Engine(Protocol):
@@ -241,16 +241,17 @@ class Dma:
 
     def _guarded(self, address: int, size: int, value: int | None) -> object:
         chain = self._machine._dma_chain
-        bus = self._machine.mmio
-        region = bus.find(address, size)
-        chain.append(self._device)
-        try:
-            if region is not None and any(device is region.device for device in chain):
+
+        def before(region: Region) -> None:
+            if any(device is region.device for device in chain):
                 raise ReentrancyError(
                     f"{type(region.device).__name__} at region {region.name!r}: DMA to {address:#x} "
                     "reaches the device that started it"
                 )
-            return bus.read(address, size) if value is None else bus.write(address, size, value)
+
+        chain.append(self._device)
+        try:
+            return self._machine.mmio.ask(address, size, value, before)
         finally:
             chain.pop()
 

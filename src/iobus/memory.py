@@ -47,7 +47,8 @@ class Memory:
                 raise MemoryRangeError(
                     f"RAM [{base:#x}, {base + size:#x}) overlaps RAM [{slot.base:#x}, {slot.base + slot.size:#x})"
                 )
-        buffer = mmap.mmap(-1, size)
+        # Private: only then does MADV_DONTNEED, in `clear`, give the pages back and zero them.
+        buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         slot = Slot(base, size, buffer, memoryview(buffer))
         self.slots = tuple(sorted((*self.slots, slot), key=lambda slot: slot.base))
         return slot

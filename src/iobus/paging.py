@@ -87,7 +87,7 @@ def translate(
             raise PageFault(gva, error)
         pae_top = levels == 3 and level == 3
         large = bool(entry & _PS) and not pae_top and level > 1 and (width == 8 or bool(cr4 & CR4_PSE))
-        if entry & _reserved(level, large, width, nxe, pae_top):
+        if entry & _reserved(level, large, width, nxe, levels):
             raise PageFault(gva, error | ERROR_RESERVED | ERROR_P)
         if not pae_top:  # a PDPTE of PAE paging has no permission bits, and no accessed bit
             allowed_write &= bool(entry & _W)
@@ -124,19 +124,17 @@ def translate(
     return frame | gva & page_mask
 
 
-def _reserved(level: int, large: bool, width: int, nxe: bool, pae_top: bool) -> int:
+def _reserved(level: int, large: bool, width: int, nxe: bool, levels: int) -> int:
     """The bits of a present entry that must be zero."""
     if width == 4:
         return 1 << 21 if large else 0
     reserved = _BEYOND
-    if pae_top:
-        return reserved | 0x1E6 | _NX | 0x7FF << 52
+    if levels == 3:  # PAE paging reserves what the longer tables ignore
+        reserved |= 0x7FF << 52
+        if level == 3:
+            return reserved | _NX | 0x1E6
     if not nxe:
         reserved |= _NX
     if large:
-        reserved |= ((1 << (9 * (level - 1))) - 2) << 12  # bit 12 is PAT
-        if level > 3:
-            reserved |= _PS
-    elif level > 3:
-        reserved |= _PS
+        reserved |= _PS if level > 3 else ((1 << (9 * (level - 1))) - 2) << 12  # bit 12 is PAT
     return reserved

@@ -42,7 +42,7 @@ class State:
         values = {name: _load(f"{cls.__name__}.{name}", hints[name], plain[name]) for name in fields}
         for name, value in values.items():
             default = getattr(fresh, name)
-            if isinstance(default, list) and default and len(value) != len(default):
+            if isinstance(default, list) and default and isinstance(value, list) and len(value) != len(default):
                 raise StateError(f"{cls.__name__}.{name}: {len(value)} entries, want {len(default)}")
         return cls(**values)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from iobus.bus import Bus, IobusError
+from iobus.clock import Tsc
 from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit
 from iobus.irq import Controller
 from iobus.memory import PAGE_SIZE
@@ -35,6 +36,12 @@ class AccessPendingError(IobusError):
 
 class Executor(Protocol):
     """An engine's side of one vCPU."""
+
+    traps_msrs: bool
+    """Whether the controller's MSRs and CR8 reach it: without that, CPUID must not offer them."""
+
+    tsc: Tsc | None
+    """The guest's TSC, where the engine can tell it; None without."""
 
     def run(self, answer: Answer | None) -> Exit:
         """Run guest code until an exit; `answer`, where given, takes unclaimed accesses instead."""
@@ -70,6 +77,16 @@ class Executor(Protocol):
         """Return the instruction pointer as far as it is known (see the engine's docs)."""
 
 
+@dataclass
+class CpuFeatures:
+    """What CPUID says of the hardware around the CPU; whoever wires the machine sets it."""
+
+    apic_timer_hz: int = 0
+    """The clock of the LAPIC's timer in Hz, for CPUID leaf 0x15; 0 where there is no LAPIC."""
+    x2apic: bool = False
+    tsc_deadline: bool = False
+
+
 @dataclass(slots=True)
 class _Emulated:
     """A `load` or `store` under way: its fragments, their data, and how far it has come."""
@@ -93,6 +110,7 @@ class VCPU:
         self.pio: Final = Bus(0x10000, name=f"vcpu{index}.pio")
         self.controller: Controller | None = None
         """Where the engine asks for interrupts, CR8 and the controller's MSRs."""
+        self.features: Final = CpuFeatures()
         self.executor: Executor = NoExecutor()
         self._lock = machine.lock
         self._pending: _Emulated | None = None
@@ -240,9 +258,9 @@ class VCPU:
                 f"{verb}({gva:#x}, {size}) while {access.key[0]}({access.key[1]:#x}, {access.key[2]}) waits for its "
                 f"{access.exit}: call that again to complete it, or abandon() to drop it"
             )
-        self._pending = None
         if access.exit is not None:
             self._complete(access, access.exit)
+        self._pending = None
         while access.done < len(access.fragments):
             gpa, offset, length = access.fragments[access.done]
             is_write = value is not None
@@ -288,7 +306,6 @@ class VCPU:
         if not exit.is_write:
             _, offset, length = access.fragments[access.done]
             if exit.data < 0 or exit.data >> 8 * length:
-                self._pending = access
                 raise ValueError(f"{exit}: its data does not fit in {length} bytes")
             access.data[offset : offset + length] = exit.data.to_bytes(length, "little")
         access.exit = None
@@ -306,6 +323,9 @@ class VCPU:
 
 class NoExecutor:
     """The vCPU of a machine without a CPU: registers that a test sets, and nothing that runs them."""
+
+    traps_msrs = True
+    tsc: Tsc | None = None
 
     def __init__(self) -> None:
         self._registers = Registers()

@@ -1,13 +1,13 @@
 """Where guests come from: Debian's own packages, fetched and unpacked without root, kept in a cache.
 
 Stands apart in `boot`: it returns paths of files, which `linux.py` and its neighbours load. Nothing
-is installed and nothing outside the cache directory is written: `apt-get download` fetches a package
-and checks its signature chain, `dpkg-deb -x` unpacks it. Where the machine has no package lists for
-the architecture, lists of its own are kept in the cache.
+is installed, and what is kept is in the cache directory: `apt-get download` fetches a package and
+checks it by the archive's signature, `dpkg-deb -x` unpacks it. Where the machine has no package lists
+for the architecture, they are fetched too, for this one time.
 
 A package is `<cache>/<package>_<architecture>/`, its file tree. It is there whole or not at all:
-work is done in a directory beside it, `.fetch-*`, that is renamed when all is well. `.lock` is held
-meanwhile, so of two processes one waits and finds the package there.
+work is done in a directory beside it, `.fetch-*`, and the finished tree is moved into place. `.lock`
+is held meanwhile, so of two processes one waits and finds the package there.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def fetch(
     if _is_whole(place):
         return place
     with _Fetcher.open(cache, architecture, progress) as fetcher:
-        if not _is_whole(place):  # another process may have brought it while we waited
-            fetcher.bring(package, place)
-    return place
+        return fetcher.bring(package)
 
 
 def cloud_kernel(*, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
@@ -80,8 +78,8 @@ def cloud_kernel(*, cache: Path | None = None, progress: Progress = lambda line:
     if cached:
         return max(cached, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
     with _Fetcher.open(cache, "amd64", progress) as fetcher:
-        package = fetcher.dependency("linux-image-cloud-amd64", "linux-image-")
-    return _one_file(fetch(package, cache=cache, progress=progress), "boot/vmlinuz-*")
+        tree = fetcher.bring(fetcher.dependency("linux-image-cloud-amd64", "linux-image-"))
+    return _one_file(tree, "boot/vmlinuz-*")
 
 
 def busybox(architecture: str = "amd64", *, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
@@ -90,18 +88,14 @@ def busybox(architecture: str = "amd64", *, cache: Path | None = None, progress:
 
 
 class _Fetcher:
-    """The cache, locked, and apt's tools."""
+    """The locked cache, a directory to work in, and apt's tools."""
 
-    def __init__(self, cache: Path, architecture: str, progress: Progress) -> None:
+    def __init__(self, cache: Path, work: Path, architecture: str, progress: Progress) -> None:
         self._cache = cache
+        self._work = work
         self._architecture = architecture
         self._progress = progress
-        self._lists = cache / "apt" / architecture
-        self._own_lists = (
-            "-o", f"Dir::State={self._lists}", "-o", f"Dir::State::status={self._lists / 'status'}",
-            "-o", f"Dir::Cache={self._lists}", "-o", f"APT::Architecture={architecture}",
-            "-o", f"APT::Architectures={architecture}",
-        )  # fmt: skip
+        self._own_lists: tuple[str, ...] = ()
 
     @classmethod
     @contextlib.contextmanager
@@ -112,47 +106,44 @@ class _Fetcher:
                 raise GuestUnavailableError(f"this machine has no {tool}, with which guests are fetched; {_GIVE}")
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            lock = (cache / ".lock").open("a")
+            with (cache / ".lock").open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    progress(f"waiting for another process that fetches into {cache}")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in cache.glob(".fetch-*"):  # of a process that was killed: we hold the lock
+                    shutil.rmtree(leftover, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as work:
+                    yield cls(cache, Path(work), architecture, progress)
         except OSError as exc:
             raise GuestUnavailableError(
-                f"cache directory {cache} cannot be written ({exc.strerror}); set IOBUS_CACHE to one that can"
+                f"cache directory {cache} cannot be used ({exc}); set IOBUS_CACHE to one that can be written"
             ) from exc
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"waiting for another process that fetches into {cache}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for leftover in cache.glob(".fetch-*"):  # of a process that was killed: we hold the lock
-                shutil.rmtree(leftover, ignore_errors=True)
-            yield cls(cache, architecture, progress)
 
-    def bring(self, package: str, place: Path) -> None:
-        """Fetch `package` and put its tree at `place`."""
+    def bring(self, package: str) -> Path:
+        """Return the tree of `package`; fetch it if another process has not while we waited."""
+        place = self._cache / f"{package}_{self._architecture}"
+        if _is_whole(place):
+            return place
         options = self._options_for(package)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=self._cache) as work:
-                self._progress(f"fetching {package} ({self._architecture}) from Debian")
-                result = _run("apt-get", *options, "download", f"{package}:{self._architecture}", cwd=work)
-                archives = list(Path(work).glob("*.deb"))
-                if result.returncode or len(archives) != 1:
-                    raise GuestUnavailableError(
-                        f"{package} ({self._architecture}) could not be downloaded: {_reason(result)}; "
-                        f"check the network, run apt-get update as root if the lists are old, or {_GIVE}"
-                    )
-                tree = Path(work, "tree")
-                result = _run("dpkg-deb", "-x", str(archives[0]), str(tree))
-                if result.returncode or not _is_whole(tree):
-                    raise GuestUnavailableError(
-                        f"{archives[0].name} could not be unpacked into {self._cache}: {_reason(result)}; "
-                        f"check the space on that disk, or {_GIVE}"
-                    )
-                tree.rename(place)
-        except OSError as exc:
+        self._progress(f"fetching {package} ({self._architecture}) from Debian")
+        result = _run("apt-get", *options, "download", f"{package}:{self._architecture}", cwd=self._work)
+        archives = list(self._work.glob("*.deb"))
+        if result.returncode or len(archives) != 1:
             raise GuestUnavailableError(
-                f"{package} could not be put into {place} ({exc.strerror}); set IOBUS_CACHE to a directory that can "
-                "be written"
-            ) from exc
+                f"{package} ({self._architecture}) could not be downloaded: {_reason(result)}; "
+                f"check the network, run apt-get update as root if the package lists are old, or {_GIVE}"
+            )
+        tree = self._work / "tree"
+        result = _run("dpkg-deb", "-x", str(archives[0]), str(tree))
+        if result.returncode or not _is_whole(tree):
+            raise GuestUnavailableError(
+                f"{archives[0].name} could not be unpacked in {self._cache}: {_reason(result)}; "
+                f"check the space on that disk, or {_GIVE}"
+            )
+        tree.rename(place)
+        return place
 
     def dependency(self, package: str, prefix: str) -> str:
         """Return the package that the metapackage `package` stands for: its dependency that begins with `prefix`."""
@@ -170,18 +161,14 @@ class _Fetcher:
         """Return apt's options for package lists that have `package`: the machine's, else our own."""
         if self._is_listed(package, _APT_OPTIONS):
             return _APT_OPTIONS
-        reason = ""
         if not self._is_listed(_IN_EVERY_ARCHIVE, _APT_OPTIONS):
-            options = (*_APT_OPTIONS, *self._own_lists)
-            if self._is_listed(package, options):
-                return options
-            reason = self._update(options)
-            if self._is_listed(package, options):
-                return options
-            if not self._is_listed(_IN_EVERY_ARCHIVE, options):
+            reason = self._fetch_lists()
+            if self._is_listed(package, self._own_lists):
+                return self._own_lists
+            if not self._is_listed(_IN_EVERY_ARCHIVE, self._own_lists):
                 raise GuestUnavailableError(
-                    f"there are no package lists for {self._architecture} and they could not be fetched: {reason}; "
-                    f"check the network and apt's sources, run apt-get update as root, or {_GIVE}"
+                    f"this machine has no package lists for {self._architecture} and they could not be fetched: "
+                    f"{reason}; check the network and apt's sources, run apt-get update as root, or {_GIVE}"
                 )
         raise GuestUnavailableError(
             f"{package} ({self._architecture}) is in none of this machine's package lists, as on a distribution other "
@@ -192,14 +179,25 @@ class _Fetcher:
         result = _run("apt-cache", *options, "madison", f"{package}:{self._architecture}")
         return not result.returncode and bool(result.stdout.strip())
 
-    def _update(self, options: tuple[str, ...]) -> str:
-        """Fetch package lists of our own; return why it failed, if it did."""
+    def _fetch_lists(self) -> str:
+        """Have package lists in the work directory, where they need no root; return why not, if it failed."""
+        if self._own_lists:
+            return ""
         self._progress(f"fetching Debian's package lists for {self._architecture}")
+        state = self._work / "apt"
         for directory in ("lists/partial", "archives/partial"):
-            (self._lists / directory).mkdir(parents=True, exist_ok=True)
-        (self._lists / "status").touch()
-        result = _run("apt-get", *options, "update")
-        return _reason(result)
+            (state / directory).mkdir(parents=True, exist_ok=True)
+        (state / "status").touch()  # no package is installed, as far as these lists go
+        settings = {
+            "Dir::State": state, "Dir::State::status": state / "status", "Dir::Cache": state,
+            "APT::Architecture": self._architecture, "APT::Architectures": self._architecture,
+        }  # fmt: skip
+        self._own_lists = (
+            *_APT_OPTIONS,
+            *(word for key, value in settings.items() for word in ("-o", f"{key}={value}")),
+        )
+        result = _run("apt-get", *self._own_lists, "update")
+        return _reason(result) if result.returncode else "apt's sources have none"
 
 
 def _is_whole(tree: Path) -> bool:
@@ -213,7 +211,7 @@ def _one_file(tree: Path, pattern: str) -> Path:
     raise GuestUnavailableError(f"{tree} has no file {pattern}; remove that directory to fetch it again, or {_GIVE}")
 
 
-def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=cwd,
@@ -229,5 +227,5 @@ def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess[s
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
     """Return what a tool gave as its error, in one line."""
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("E:", "W:", "dpkg-deb: error"))] or lines
-    return errors[0] if errors else f"{Path(str(result.args[0])).name} gave status {result.returncode}"
+    lines.sort(key=lambda line: not line.startswith(("E:", "dpkg-deb: error")))
+    return lines[0] if lines else f"{Path(str(result.args[0])).name} gave status {result.returncode}"

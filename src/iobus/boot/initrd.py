@@ -35,15 +35,15 @@ _DEVICES: Final = (
 """Character devices by the kernel's Documentation/admin-guide/devices.txt: name, major, minor."""
 
 _APPLETS: Final = (
-    "[ ash awk base64 basename blkid cat chmod chown chroot clear cmp cp cpio cut date dd devmem df diff dirname "
-    "dmesg du echo ed env expr false find free fsync getty grep gunzip gzip halt head hexdump hostname hwclock id "
-    "ifconfig init insmod install ip kill killall less ln logger login ls lsmod lspci lsusb md5sum mdev mkdir mkfifo "
-    "mknod mktemp modinfo modprobe more mount mv nc nice nohup nproc od paste pidof ping poweroff printenv printf ps "
-    "pwd readlink realpath reboot rm rmdir rmmod route sed seq setsid sh sha256sum sleep sort stat strings stty "
-    "switch_root sync sysctl tail tar taskset tee test time timeout top touch tr true truncate tty umount uname uniq "
-    "uptime usleep vi watch watchdog wc wget which xargs xxd yes zcat"
+    "[ ash awk base64 basename cat chmod chown chroot clear cmp cp cpio cut date dd devmem df diff dirname dmesg du "
+    "echo ed env expr false find free getty grep gunzip gzip halt head hexdump hostname hwclock id ifconfig init "
+    "insmod ip kill killall less ln logger login ls lsmod md5sum mdev mkdir mkfifo mknod mktemp modinfo modprobe more "
+    "mount mv nc nproc od paste pidof ping poweroff printf ps pwd readlink realpath reboot rm rmdir rmmod route sed "
+    "seq setsid sh sha256sum sleep sort stat strings stty switch_root sync sysctl tail tar taskset tee test time "
+    "timeout top touch tr true truncate tty umount uname uniq uptime usleep vi watch watchdog wc wget which xargs xxd "
+    "yes zcat"
 )
-"""BusyBox's commands that get a link in /bin: making all of its 270 would only slow a boot down."""
+"""The commands of Debian's BusyBox that get a link in /bin: all of its 270 would only slow a boot down."""
 
 
 class InitrdError(IobusError, ValueError):

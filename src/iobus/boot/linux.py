@@ -188,7 +188,7 @@ class LinuxKernel:
             version=version,
             relocatable=bool(data[0x234]),
             kernel_alignment=kernel_alignment or PAGE_SIZE,
-            pref_address=pref_address or _MEBIBYTE,
+            pref_address=max(pref_address, _MEBIBYTE),  # LOADED_HIGH: never lower
             init_size=init_size,
             cmdline_size=cmdline_size,
             initrd_addr_max=initrd_addr_max,
@@ -267,7 +267,7 @@ class LinuxKernel:
         total = sum(end - start for start, end in usable)
         raise BootError(
             f"kernel {self.path} needs {need:#x} bytes of RAM from {self.pref_address:#x} and there is no such room in "
-            f"{total // _MEBIBYTE} MiB; give the guest {-(-(self.pref_address + need) // _MEBIBYTE)} MiB or more"
+            f"{-(-total // _MEBIBYTE)} MiB; give the guest {-(-(self.pref_address + need) // _MEBIBYTE)} MiB or more"
         )
 
     def _place_initrd(self, usable: Sequence[tuple[int, int]], kernel_at: int, size: int) -> int:

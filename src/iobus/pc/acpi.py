@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from iobus.devices.acpi_pm import S5_SLP_TYP
+from iobus.devices.acpi_pm import PM1_CNT, PM1_STS, PM_TMR, S5_SLP_TYP, AcpiPm
 from iobus.pc import aml, layout
 
 _OEM_ID: Final = b"IOBUS "
@@ -90,7 +90,7 @@ DEVICES: Final = (
         aml.io(layout.POST, 16),
         aml.io(layout.SYSTEM_CONTROL_A, 1),
         aml.io(layout.RESET_CONTROL, 1),
-        aml.io(layout.ACPI_PM, 12),
+        aml.io(layout.ACPI_PM, AcpiPm.length),
     )),
 )  # fmt: skip
 """The devices that every PC of ours has, below \\_SB."""
@@ -171,7 +171,7 @@ def _gas(port: int, bits: int, access_size: int) -> bytes:
 
 def _fadt(facs: int, dsdt: int) -> bytes:
     """The Fixed ACPI Description Table (5.2.9), version 6.5, after its header."""
-    pm1a_evt, pm1a_cnt, pm_tmr = layout.ACPI_PM, layout.ACPI_PM + 4, layout.ACPI_PM + 8
+    pm1a_evt, pm1a_cnt, pm_tmr = layout.ACPI_PM + PM1_STS, layout.ACPI_PM + PM1_CNT, layout.ACPI_PM + PM_TMR
     none = bytes(12)  # the GAS of a register block that is not there
     flags = _WBINVD | _PROC_C1 | _SLP_BUTTON | _FIX_RTC | _TMR_VAL_EXT | _RESET_REG_SUP
     return b"".join((
@@ -222,6 +222,6 @@ def _dsdt(cpus: int, extra_devices: Sequence[AcpiDevice]) -> bytes:
     for device in extra_devices:
         if names.count(device.name) > 1:
             raise ValueError(f"ACPI device {device.name!r} ({device.hid}): there are two of this name below \\_SB")
-    # PM1a_CNT.SLP_TYP for soft off; that of the PM1b_CNT that is not there; two reserved (7.4.2).
-    s5 = aml.package(aml.integer(S5_SLP_TYP), aml.integer(0), aml.integer(0), aml.integer(0))
-    return aml.name("_S5_", s5) + aml.scope("\\_SB_", *(device.encode() for device in devices))
+    # SLP_TYP of PM1a_CNT and PM1b_CNT for soft off, two elements reserved (7.4.2).
+    s5 = aml.package(aml.integer(S5_SLP_TYP), aml.integer(S5_SLP_TYP), aml.integer(0), aml.integer(0))
+    return aml.name("_S5_", s5) + aml.scope("_SB_", *(device.encode() for device in devices))

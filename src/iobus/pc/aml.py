@@ -119,8 +119,8 @@ def eisa_id(text: str) -> bytes:
     letters = 0
     for letter in text[:3]:
         letters = letters << 5 | ord(letter) - 0x40
-    # A DWordConst also where a shorter integer would do: the ID is four bytes by definition.
-    return _DWORD_PREFIX + (letters << 16 | int(text[3:], 16)).to_bytes(4, "big")
+    packed = (letters << 16 | int(text[3:], 16)).to_bytes(4, "big")
+    return integer(int.from_bytes(packed, "little"))
 
 
 def hardware_id(text: str) -> bytes:

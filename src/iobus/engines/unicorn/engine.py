@@ -1,0 +1,75 @@
+"""The embedded engine: guest code runs on Unicorn (QEMU's TCG as a library, from PyPI).
+
+`UnicornEngine` is what a `Machine` is given. It chooses, once, between the two ways of running: with
+guest-mode intercepts (native.py) where the library is exactly the one we know, else with its public
+API only (fallback.py), and keeps why.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn.cpu import UnicornCpu
+from iobus.engines.unicorn.internals import MismatchError
+from iobus.engines.unicorn.library import Library
+from iobus.engines.unicorn.native import NativeCpu
+from iobus.exits import EngineError
+from iobus.machine import Machine
+from iobus.vcpu import VCPU
+
+
+class UnicornEngine:
+    """Executes guest code with Unicorn 2.1.4. One engine serves one machine, with one vCPU.
+
+    `mode="auto"` takes the fast way with intercepts if the start-up check passes, `"fallback"` the
+    public API in any case. Raises `EngineError` where the library is missing.
+    """
+
+    name = "unicorn"
+
+    def __init__(self, mode: Literal["auto", "fallback"] = "auto") -> None:
+        self.library = Library()
+        self.fallback_reason: str | None = None
+        """Why the fallback is used; None when the fast way is."""
+        self._mode = mode
+        self._machine: Machine | None = None
+        self._cpu: UnicornCpu | None = None
+
+    def attach(self, machine: Machine) -> None:
+        """Serve `machine`."""
+        if self._machine is not None:
+            raise EngineError("a UnicornEngine serves one machine: make another for the next")
+        if len(machine.vcpus) > 1:
+            raise EngineError(f"the unicorn engine runs 1 vCPU, not {len(machine.vcpus)}")
+        self._machine = machine
+        machine.memory.on_write = self._written
+
+    def executor(self, vcpu: VCPU) -> UnicornCpu:
+        """Return what runs `vcpu`, having chosen the way of running."""
+        try:
+            self._check_host()
+            self._cpu = NativeCpu(self, vcpu)
+        except MismatchError as exc:
+            raise EngineError(str(exc)) from exc
+        self._cpu.init()
+        return self._cpu
+
+    def close(self) -> None:
+        """End the vCPU's thread and free the library's instance."""
+        if self._cpu is not None:
+            self._cpu.close()
+
+    def _check_host(self) -> None:
+        if self._mode == "fallback":
+            raise MismatchError("the fallback was asked for")
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise MismatchError(f"the host is {platform.machine()}, and the hooks in machine code are for x86-64")
+        if self.library.version != uc_api.VERSION:
+            found, known = (".".join(map(str, version)) for version in (self.library.version, uc_api.VERSION))
+            raise MismatchError(f"the library is Unicorn {found}, not {known}")
+
+    def _written(self, gpa: int, length: int) -> None:
+        if self._cpu is not None:
+            self._cpu.invalidate(gpa, length)

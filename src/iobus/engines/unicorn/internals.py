@@ -1,0 +1,173 @@
+"""Where the library keeps the CPU's state, decoded from its own code and checked against its public API.
+
+The fast way of this engine (native.py) reads and writes fields of the library's private structures.
+Their offsets are nowhere promised, so none is taken on trust: `locate` decodes each from the machine
+code of exported functions (x86-64), and `find_env` compares what is found there with what the public
+register calls say. A live guest (selfcheck.py) then shows that all of it acts as expected. If any step
+fails, the engine uses the public API only (fallback.py).
+
+Offsets are in bytes: those of `CPU` from the library's CPUState, those of `ENV` from its CPUX86State.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from iobus.engines.unicorn.library import Library
+
+# The head of CPUX86State: the same in the public context blob, behind its header.
+REGS: Final = 0
+RIP: Final = 128
+EFLAGS: Final = 136
+CC_SRC: Final = 152
+CC_OP: Final = 168
+CC_OP_EFLAGS: Final = 1
+DF: Final = 172
+HFLAGS: Final = 176
+HFLAGS2: Final = 180
+SEGMENTS: Final = 184
+"""ES, CS, SS, DS, FS, GS: 24 bytes each: u32 selector, u64 base at +8, u32 limit, u32 flags."""
+LDT: Final = 328
+TR: Final = 352
+GDT: Final = 376
+IDT: Final = 400
+CR: Final = 424
+"""CR0-CR4, 8 bytes each."""
+EFER: Final = 0x250
+
+CONTEXT_HEADER: Final = 40
+"""Bytes before the state in the public context blob."""
+
+HF_INHIBIT_IRQ: Final = 1 << 3
+HF_GUEST: Final = 1 << 21
+HF2_GIF: Final = 1 << 0
+HF2_NMI: Final = 1 << 2
+
+
+class MismatchError(Exception):
+    """The library is not what this file knows: the text names what differs."""
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """The private offsets, in bytes."""
+
+    no_exit_request: int
+    """From uc_struct: a byte that, set, leaves exit checks to block starts."""
+    env: int
+    """CPUX86State in CPUState."""
+    exception_index: int
+    interrupt_request: int
+    icount_high: int
+    """u16 in CPUState; 0xffff makes translated code return to the main loop at the next block."""
+    # In ENV:
+    error_code: int
+    exception_is_int: int
+    old_exception: int
+    vm_vmcb: int
+    tsc_offset: int
+    intercept: int
+    intercept_cr_read: int
+    intercept_cr_write: int
+    star: int
+    lstar: int
+    cstar: int
+    fmask: int
+    kernel_gs_base: int
+
+
+def locate(library: Library) -> Offsets:
+    """Decode the offsets from the library's code. Raises `MismatchError`."""
+
+    def find(function: str, pattern: bytes, length: int = 0x200) -> int:
+        """The little-endian 32-bit number in the group of `pattern`, matched in the code of `function`."""
+        address = library.symbol(f"{function}_x86_64")
+        if address is None:
+            raise MismatchError(f"no function {function}_x86_64")
+        match = re.search(pattern, ctypes.string_at(address, length), re.S)
+        if match is None:
+            raise MismatchError(f"the code of {function} is not as expected")
+        return int.from_bytes(match[1], "little")
+
+    word = b"(....)"
+    env = find("x86_cpu_do_interrupt", b"\x48\x8d\xbf" + word, 0x50)
+    # The 16-bit store that clears the flag, 14 bytes below env in 2.1.4, must be there.
+    icount_high = find("cpu_exec", b"\x66\x44?\x89.(" + re.escape((env - 14).to_bytes(4, "little")) + b")", 0x800)
+    intercept_io = find("helper_svm_check_io", b"\xf6\x87" + word + b"\x08", 0x10)  # bit 27
+    hflags = find("cpu_svm_check_intercept_param", b"\xf6\x87" + word + b"\x20", 0x10)  # bit 21
+    hflags2 = find("helper_stgi", b"\x83\x8b" + word + b"\x01", 0x30)
+
+    def saved(vmcb_offset: int) -> int:
+        """The field that helper_vmsave stores at an offset of the VMCB, which AMD's manual defines."""
+        store = b"\x48\x8b\x93" + word + b"\x48\x8d\xb5" + re.escape(vmcb_offset.to_bytes(4, "little"))
+        return find("helper_vmsave", store, 0x400)
+
+    offsets = Offsets(
+        no_exit_request=find("check_exit_request", b"\x80[\xb8-\xbf]" + word + b"\x00", 0x10),
+        env=env,
+        exception_index=find("x86_cpu_do_interrupt", b"\x8b\xb7" + word, 0x50),
+        interrupt_request=find("x86_cpu_exec_interrupt", b"\x83[\x43\x45\x65\x63](.)\xbf", 0x100),
+        icount_high=icount_high,
+        error_code=find("x86_cpu_do_interrupt", b"\x8b\x8f" + word, 0x50) - env,
+        exception_is_int=find("x86_cpu_do_interrupt", b"\x8b\x97" + word, 0x50) - env,
+        old_exception=find("x86_cpu_do_interrupt", b"\xc7\x83" + word + b"\xff\xff\xff\xff", 0x50) - env,
+        vm_vmcb=find("helper_svm_check_io", b"\x48\x8b\x87" + word, 0x60),
+        tsc_offset=find("helper_svm_check_io", b"\x48\x8b\x87" + word, 0x60) + 8,
+        intercept=intercept_io - 3,
+        intercept_cr_read=find("cpu_svm_check_intercept_param", b"\x0f\xb7\x87" + word, 0x40),
+        intercept_cr_write=find(
+            "cpu_svm_check_intercept_param", b"\x0f\xb7\x8f" + word + b"\x0f\xa3\xc1\x73\xb5", 0x100
+        ),
+        star=saved(0x600),
+        lstar=saved(0x608),
+        cstar=saved(0x610),
+        fmask=saved(0x618),
+        kernel_gs_base=saved(0x620),
+    )
+    if hflags != HFLAGS + 2 or hflags2 != HFLAGS2:
+        raise MismatchError("hflags are not where expected")
+    if offsets.tsc_offset + 8 != offsets.intercept:
+        raise MismatchError("tsc_offset is not where expected")
+    return offsets
+
+
+def find_env(library: Library, uc: int, offsets: Offsets) -> tuple[int, int]:
+    """Return the addresses of CPUState and CPUX86State, having compared registers set by the public API."""
+    get_cpu = library.function("qemu_get_cpu_x86_64", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    cpu = get_cpu(uc, -1) or get_cpu(uc, 0)  # the one CPU's index is -1 until it first runs
+    if not cpu:
+        raise MismatchError("there is no CPU")
+    env = cpu + offsets.env
+    markers = {_RAX: REGS, _R15: REGS + 15 * 8, _RIP: RIP, _CR3: CR + 3 * 8}
+    for number, (register, offset) in enumerate(markers.items(), 1):
+        before, marker = library.read_register(uc, register), number * 0x1111000
+        library.write_register(uc, register, marker)
+        found = ctypes.c_uint64.from_address(env + offset).value
+        library.write_register(uc, register, before)
+        if found != marker:
+            raise MismatchError(f"register {register} is not at offset {offset}")
+    return cpu, env
+
+
+_RAX, _R15, _RIP, _CR3 = 35, 113, 41, 53
+
+
+def check_context(library: Library, uc: int) -> None:
+    """Compare the public context blob with registers set by the public API. Raises `MismatchError`."""
+    context = library.context(uc)
+    try:
+        for number, (register, offset) in enumerate(
+            {_RAX: REGS, _R15: REGS + 15 * 8, _RIP: RIP, _CR3: CR + 24}.items(), 1
+        ):
+            before, marker = library.read_register(uc, register), number * 0x1111000
+            library.write_register(uc, register, marker)
+            context.save()
+            library.write_register(uc, register, before)
+            at = CONTEXT_HEADER + offset
+            if int.from_bytes(context.data[at : at + 8], "little") != marker:
+                raise MismatchError(f"register {register} is not at offset {at} of the context")
+    finally:
+        context.close()

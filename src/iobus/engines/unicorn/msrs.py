@@ -1,0 +1,85 @@
+"""Model-specific registers of the CPU itself: those that are neither the library's nor the LAPIC's.
+
+By the Intel SDM vol. 4. An MSR that is in no table faults with #GP, as on real hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+IA32_TSC: Final = 0x10
+IA32_APIC_BASE: Final = 0x1B
+IA32_TSC_DEADLINE: Final = 0x6E0
+
+_MTRR_CAP = 0xFE
+_MTRR_VARIABLE = range(0x200, 0x210)
+_MTRR_FIXED = (0x250, 0x258, 0x259, *range(0x268, 0x270))
+_MTRR_DEFAULT = 0x2FF
+_PAT = 0x277
+
+# IA32_ARCH_CAPABILITIES: this CPU does not speculate, so software need not defend itself against it.
+# RDCL_NO IBRS_ALL SKIP_L1DFL SSB_NO MDS_NO PSCHANGE_MC_NO TAA_NO SBDR_SSDP_NO FBSDP_NO PSDP_NO BHI_NO
+# PBRSB_NO GDS_NO RFDS_NO ITS_NO
+_ARCH_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
+
+_CONSTANT: Final = {
+    0x17: 0,  # IA32_PLATFORM_ID
+    0x10A: _ARCH_CAPABILITIES,
+    _MTRR_CAP: 0x508,  # 8 variable ranges, fixed ranges, write-combining
+    0xCE: 0,  # MSR_PLATFORM_INFO
+}
+_STORED: Final = {
+    0x3A: 1,  # IA32_FEATURE_CONTROL, locked
+    0x48: 0,  # IA32_SPEC_CTRL
+    0x49: 0,  # IA32_PRED_CMD
+    0x8B: 0,  # IA32_BIOS_SIGN_ID: no microcode update loaded
+    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
+    0x1D9: 0,  # IA32_DEBUGCTL
+    0x140: 0,  # MISC_FEATURE_ENABLES
+    _PAT: 0x0007040600070406,
+    _MTRR_DEFAULT: 0xC06,  # enabled, write-back: as firmware leaves it
+    **dict.fromkeys(_MTRR_VARIABLE, 0),
+    **dict.fromkeys(_MTRR_FIXED, 0x0606060606060606),
+}
+_MEMORY_TYPES = frozenset((0, 1, 4, 5, 6))
+
+# Kept by the library and never trapped: EFER, STAR, LSTAR, CSTAR, FMASK, FS/GS/KERNEL_GS base,
+# TSC_AUX, SYSENTER_CS/ESP/EIP.
+UNTRAPPED: Final = (
+    0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,
+    0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103, 0x174, 0x175, 0x176,
+)  # fmt: skip
+
+
+class Msrs:
+    """The CPU's own MSRs. `read` returns None and `write` False where the instruction faults."""
+
+    def __init__(self, read_tsc: Callable[[], int], write_tsc: Callable[[int], None]) -> None:
+        self._read_tsc, self._write_tsc = read_tsc, write_tsc
+        self._values = dict(_STORED)
+
+    def reset(self) -> None:
+        """Return to the power-on values."""
+        self._values = dict(_STORED)
+
+    def read(self, index: int) -> int | None:
+        if index == IA32_TSC:
+            return self._read_tsc()
+        value = self._values.get(index)
+        return _CONSTANT.get(index) if value is None else value
+
+    def write(self, index: int, value: int) -> bool:
+        if index == IA32_TSC:
+            self._write_tsc(value)
+            return True
+        if index not in self._values:
+            return False
+        if index == _PAT and any(byte not in _MEMORY_TYPES | {7} for byte in value.to_bytes(8, "little")):
+            return False
+        if index == _MTRR_DEFAULT and (value & ~0xCFF or value & 0xFF not in _MEMORY_TYPES):
+            return False
+        if index in _MTRR_FIXED and any(byte not in _MEMORY_TYPES for byte in value.to_bytes(8, "little")):
+            return False
+        self._values[index] = value
+        return True

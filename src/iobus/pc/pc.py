@@ -1,0 +1,161 @@
+"""The PC: which devices there are, where they answer, and how their interrupt lines run.
+
+Stands above `machine.py` and `devices/`; `layout.py` has the addresses. Interrupt line n reaches the
+8259 pair and the IOAPIC alike, as on a PC, and the guest chooses which of them it listens to; the 8259's
+output goes to LINT0 of the first LAPIC. Nothing here knows how a guest gets in: see `iobus.boot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from iobus.bus import Device
+from iobus.clock import Clock
+from iobus.devices.acpi_pm import AcpiPm
+from iobus.devices.i8042 import I8042
+from iobus.devices.i8254 import Pit
+from iobus.devices.i8259 import PicPair
+from iobus.devices.ioapic import IoApic
+from iobus.devices.lapic import Lapic
+from iobus.devices.lapic_timer import TIMER_HZ
+from iobus.devices.post import Post
+from iobus.devices.reset import ResetControl, SystemControlA
+from iobus.devices.rtc import Rtc
+from iobus.devices.system_control_b import SystemControlB
+from iobus.devices.uart import Uart
+from iobus.exits import PowerOffExit, ResetExit
+from iobus.irq import ApicBus, Line, Pin
+from iobus.machine import Engine, Machine
+from iobus.memory import PAGE_SIZE
+from iobus.pc import acpi, layout
+
+MINIMUM_MEMORY: Final = 1 << 20
+"""RAM below this does not reach the BIOS area, where the ACPI tables lie."""
+MAXIMUM_MEMORY: Final = 64 << 30
+
+
+class Pc:
+    """A PC with `memory` bytes of RAM on `engine` (or, with None, without a CPU).
+
+    `console` gets what the guest writes to COM1. Raises `ValueError` for a memory size that cannot be.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | None = None,
+        *,
+        memory: int = 256 << 20,
+        cpus: int = 1,
+        clock: Clock | None = None,
+        console: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        if not MINIMUM_MEMORY <= memory <= MAXIMUM_MEMORY or memory % PAGE_SIZE:
+            raise ValueError(f"memory of {memory} bytes: a PC has 1 MiB to 64 GiB, in whole pages of 4096 bytes")
+        self.machine: Final = Machine(engine, cpus=cpus, clock=clock)
+        self._add_ram(memory)
+        machine = self.machine
+        self.apic_bus: Final = ApicBus()
+        self.pic: Final = PicPair(self._pic_output)
+        self.ioapic: Final = IoApic(self.apic_bus, apic_id=layout.IOAPIC_ID)
+        self.lapics: Final = tuple(
+            Lapic(
+                vcpu.index, vcpu, self.apic_bus, machine.clock, bsp=vcpu.index == 0,
+                intack=self.pic.acknowledge if vcpu.index == 0 else None,
+                tsc=vcpu.executor.tsc, x2apic=vcpu.executor.traps_msrs,
+            )
+            for vcpu in machine.vcpus
+        )  # fmt: skip
+        for vcpu, lapic in zip(machine.vcpus, self.lapics, strict=True):
+            vcpu.controller = lapic
+            vcpu.features.apic_timer_hz = TIMER_HZ
+            vcpu.features.x2apic = vcpu.executor.traps_msrs
+            vcpu.features.tsc_deadline = vcpu.executor.tsc is not None
+            lapic.attach(vcpu.mmio)
+        self._pins = tuple(self._make_pin(number) for number in range(self.ioapic.pins))
+
+        reset = self._reset_from
+        self.pit: Final = Pit(machine.clock, self.irq(layout.IRQ_TIMER, "pit"))
+        self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
+        self.rtc: Final = Rtc(machine.clock, self.irq(layout.IRQ_RTC, "rtc"))
+        self.i8042: Final = I8042(
+            self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042")
+        )
+        self.acpi_pm: Final = AcpiPm(machine.clock, self.irq(layout.IRQ_SCI, "sci"), self._power_off)
+        ports: list[tuple[Any, int, int]] = [
+            (self.pic.master, layout.PIC_MASTER, 2),
+            (self.pic.slave, layout.PIC_SLAVE, 2),
+            (self.pic.elcr, layout.ELCR, 2),
+            (self.pit, layout.PIT, 4),
+            (self.i8042.data, layout.I8042_DATA, 1),
+            (SystemControlB(self.pit, machine.clock), layout.SYSTEM_CONTROL_B, 1),
+            (self.i8042.command, layout.I8042_COMMAND, 1),
+            (self.rtc, layout.RTC, 2),
+            (Post(), layout.POST, 16),
+            (SystemControlA(partial(reset, "port 0x92")), layout.SYSTEM_CONTROL_A, 1),
+            (self.uart, layout.COM1, 8),
+            (self.acpi_pm, layout.ACPI_PM, 12),
+            (ResetControl(partial(reset, "port 0xcf9")), layout.RESET_CONTROL, 1),
+        ]
+        for device, base, length in ports:
+            machine.pio.attach(device, base, length)
+        machine.mmio.attach(self.ioapic, layout.IOAPIC, PAGE_SIZE)
+        self.power_on()
+
+    def irq(self, number: int, name: str = "") -> Line:
+        """Return a new line of interrupt `number`: 0-15 are the ISA lines, 16-23 IOAPIC pins only."""
+        if not 0 <= number < len(self._pins) or number == layout.TIMER_GSI:
+            raise ValueError(f"interrupt {number}: use 0 to {len(self._pins) - 1}, but not {layout.TIMER_GSI}")
+        return self._pins[number].line(name)
+
+    def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> None:
+        """Attach a user's device to the memory-mapped I/O bus, having told it of the machine.
+
+        A device with a method `connect(pc)` gets this PC first: `pc.irq(n)`, `pc.machine.clock` and
+        `pc.machine.dma(device)` are there for it. Otherwise as `Bus.attach`.
+        """
+        connect = getattr(device, "connect", None)
+        if connect is not None:
+            connect(self)
+        self.machine.mmio.attach(device, base, length, **options)
+
+    def power_on(self) -> None:
+        """Put the machine where firmware leaves it: tables in place, virtual wire mode. RAM else as it is."""
+        self.machine.memory.write(layout.ACPI_TABLES, acpi.tables(len(self.machine.vcpus)))
+        with self.machine.lock:
+            self.lapics[0].virtual_wire()
+
+    def reset(self) -> None:
+        """Reset the machine and leave it as `power_on` does. It must not be running."""
+        self.machine.reset()
+        self.power_on()
+
+    def type(self, data: bytes) -> None:
+        """Give bytes to the guest's serial line, as if typed. From any thread."""
+        with self.machine.lock:
+            self.uart.receive(data)
+
+    def _add_ram(self, size: int) -> None:
+        low, high = layout.VGA_HOLE
+        self.machine.memory.add(0, low)
+        if size > high:
+            self.machine.memory.add(high, min(size, layout.RAM_BELOW_4G) - high)
+        if size > layout.RAM_BELOW_4G:
+            self.machine.memory.add(1 << 32, size - layout.RAM_BELOW_4G)
+
+    def _make_pin(self, number: int) -> Pin:
+        sinks: list[Callable[[bool], None]] = []
+        if number < 16 and number != 2:
+            sinks.append(partial(self.pic.set_pin, number))
+        sinks.append(self.ioapic.pin(layout.TIMER_GSI if number == layout.IRQ_TIMER else number))
+        return Pin(*sinks, name=f"irq{number}")
+
+    def _pic_output(self, level: bool) -> None:
+        self.lapics[0].lint0(level)
+
+    def _power_off(self) -> None:
+        self.machine.stop(PowerOffExit())
+
+    def _reset_from(self, source: str) -> None:
+        self.machine.stop(ResetExit(source))
