@@ -101,6 +101,16 @@ def test_enabling_an_event_already_set_raises_the_sci() -> None:
     assert board.clock.next_deadline() is None
 
 
+def test_disabling_the_timer_event_stops_waiting_for_it() -> None:
+    """No SCI comes at the edge, and nothing is left armed."""
+    board = Board()
+    board.pm.write(PM1_EN, 2, TMR)
+    board.pm.write(PM1_EN, 2, 0)
+    assert board.clock.next_deadline() is None
+    board.clock.advance(HALF_NS)
+    assert board.levels == []
+
+
 def test_power_button() -> None:
     """PWRBTN_STS is set by a press, raises the SCI when enabled, and only a written 1 clears it."""
     board = Board()

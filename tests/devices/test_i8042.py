@@ -355,6 +355,14 @@ def test_translation_undoes_set_2_for_every_key(low: int, release: bool) -> None
     assert board.drain() == [low | 0x80 if release else low]
 
 
+def test_a_release_code_says_nothing_of_the_next_key() -> None:
+    """The translation's F0 counts for one code."""
+    board = Board()
+    board.kbc.release(0x1E)
+    board.kbc.press(0x1F)
+    assert board.drain() == [0x9E, 0x1F]
+
+
 def test_pause() -> None:
     """E1 1D 45 E1 9D C5, all at the press; nothing at the release."""
     board = Board()

@@ -393,6 +393,23 @@ def test_a_long_input_arrives_whole_and_in_order() -> None:
     assert board.uart.state.host == []
 
 
+def test_input_added_while_much_was_taken_follows_in_order() -> None:
+    """The host keeps only what has not arrived; that changes nothing of the order."""
+    board = Board(fcr=0x01)
+    data = bytes(range(251)) * 60
+    board.uart.receive(data[:10000])
+    got = bytearray()
+    for at in range(10000, len(data), 10):
+        board.clock.advance(16 * HOST_CHARACTER_NS)
+        got += board.drain()
+        board.uart.receive(data[at : at + 10])
+    assert len(board.uart.state.host) < len(data) - 4000
+    while len(got) < len(data):
+        board.clock.advance(16 * HOST_CHARACTER_NS)
+        got += board.drain()
+    assert got == data
+
+
 def test_a_slow_guest_loses_nothing() -> None:
     """The FIFO is full for long: the rest waits, and nothing overruns."""
     board = Board(fcr=0x01)
