@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "src/iobus/engines/unicorn"
-NAMES = ("interrupt", "invalid", "edge", "syscall", "rdtsc")
+NAMES = ("interrupt", "invalid", "edge", "fill", "syscall", "rdtsc", "table")
 
 
 def assemble(source: Path = FOLDER / "stubs.s") -> tuple[bytes, dict[str, int]]:

@@ -77,6 +77,12 @@ class Offsets:
     cstar: int
     fmask: int
     kernel_gs_base: int
+    tlb_fast: int
+    """Per mmu_idx a mask and a table, 16 bytes; negative: it lies before ENV."""
+    cpu_class: int
+    """From ENV, negative: the pointer to the CPU's class."""
+    class_tlb_fill: int
+    """In the class: the function that fills the TLB."""
 
 
 def locate(library: Library) -> Offsets:
@@ -126,12 +132,19 @@ def locate(library: Library) -> Offsets:
         cstar=saved(0x610),
         fmask=saved(0x618),
         kernel_gs_base=saved(0x620),
+        tlb_fast=_signed(find("get_page_addr_code_hostp", b"\x49\x8b\x54[\x24](.)\x48\xc1\xea\x06"), 8),
+        cpu_class=_signed(find("get_page_addr_code_hostp", b"\x48\x8b\x85" + word + b"\x48\x83\xec\x08"), 32),
+        class_tlb_fill=find("get_page_addr_code_hostp", b"\xff\x50(.)"),
     )
     if hflags != HFLAGS + 2 or hflags2 != HFLAGS2:
         raise MismatchError("hflags are not where expected")
     if offsets.tsc_offset + 8 != offsets.intercept:
         raise MismatchError("tsc_offset is not where expected")
     return offsets
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> (bits - 1) else value
 
 
 def find_env(library: Library, uc: int, offsets: Offsets) -> tuple[int, int]:

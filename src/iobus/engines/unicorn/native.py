@@ -124,10 +124,9 @@ class NativeCpu(UnicornCpu):
         )
         self._ram: list[tuple[int, int, int]] = []  # gpa, size, the library's own address
         self._stale: list[tuple[int, int]] = []  # written from other threads, not yet dropped
-        self._stubs = Stubs()
+        self._install(cpu, env)
         self.tsc = self._tsc = TscClock(self._stubs.rdtsc, self.machine.clock.now, self._tsc_offset)
         self._msrs = Msrs(self._tsc.read, self._write_tsc)
-        self._install(cpu, env)
 
     def _install(self, cpu: int, env: int) -> None:
         offsets, library, u32, u64 = self._offsets, self.library, self._state.u32, self._state.u64
@@ -152,25 +151,34 @@ class NativeCpu(UnicornCpu):
                 raise at.MismatchError(f"no function {name}_x86_64")
             return address
 
-        self._table = Table(
+        self._table = table = Table(
             cpu=cpu, env=env,
             do_interrupt=function("x86_cpu_do_interrupt"), do_hardirq=function("do_interrupt_x86_hardirq"),
             raise_exception=function("raise_exception"),
             read_eflags=function("helper_read_eflags"), write_eflags=function("helper_write_eflags"),
-            code_page=function("get_page_addr_code_hostp"), reset_dirty=function("tlb_reset_dirty"),
+            code_page=function("get_page_addr_code_hostp"), tlb_flush=function("tlb_flush"),
             exception_index=cpu + offsets.exception_index, is_int=env + offsets.exception_is_int,
             efer=env + at.EFER, star=env + offsets.star, lstar=env + offsets.lstar, cstar=env + offsets.cstar,
             fmask=env + offsets.fmask, hflags=env + at.HFLAGS, rip=env + at.RIP,
             seg_cs=env + at.SEGMENTS + 24, seg_ss=env + at.SEGMENTS + 48, rcx=env + 8, r11=env + 11 * 8,
+            uc=self.uc, tlb_fill=function("x86_cpu_tlb_fill"), tlb_fast=env + offsets.tlb_fast,
+            ram_address=function("qemu_ram_addr_from_host"), drop_code=function("tb_invalidate_phys_range"),
         )  # fmt: skip
+        self._stubs = stubs = Stubs(table)
         intercept = uc_api.INTERCEPT_CB(self._on_intercept)
         self._callbacks.append(intercept)
-        self._table.intercept = ctypes.cast(intercept, ctypes.c_void_p).value
-        table, stubs = ctypes.addressof(self._table), self._stubs
-        self.hook(uc_api.HOOK_INTR, stubs.interrupt, table)
-        self.hook(uc_api.HOOK_INSN_INVALID, stubs.invalid, table)
-        self.hook(uc_api.HOOK_EDGE_GENERATED, stubs.edge, table)
-        self.hook(uc_api.HOOK_INSN, stubs.syscall, table, uc_api.INSN_SYSCALL)
+        table.intercept = ctypes.cast(intercept, ctypes.c_void_p).value
+        address = ctypes.addressof(table)
+        self.hook(uc_api.HOOK_INTR, stubs.interrupt, address)
+        self.hook(uc_api.HOOK_INSN_INVALID, stubs.invalid, address)
+        self.hook(uc_api.HOOK_EDGE_GENERATED, stubs.edge, address)
+        self.hook(uc_api.HOOK_INSN, stubs.syscall, address, uc_api.INSN_SYSCALL)
+        fill = ctypes.c_uint64.from_address(
+            ctypes.c_uint64.from_address(env + offsets.cpu_class).value + offsets.class_tlb_fill
+        )
+        if fill.value != table.tlb_fill:
+            raise at.MismatchError("the function that fills the TLB is not where expected")
+        fill.value = stubs.fill
 
     # UnicornCpu's requirements.
 
@@ -210,6 +218,9 @@ class NativeCpu(UnicornCpu):
 
     def mapped_ram(self, slot: Slot, host: int) -> None:
         self._ram.append((slot.base, slot.size, self._ram_address(self.uc, host)))
+        pages = max(address + size for _, size, address in self._ram) >> 12
+        self._code_pages = mmap.mmap(-1, pages)
+        self._table.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
 
     def invalidate(self, gpa: int, length: int) -> None:
         if self._mapped is None:

@@ -15,22 +15,35 @@ CODE: Final = bytes.fromhex(
     5348 89d3 81fe 0001 0000 7308 488b 3bff 5310 eb35 ff53 4885 c074 2e0f b6f0 a900 0200 0075 0e48 8b7b
     08ba 0100 0000 ff53 18eb 1648 8b4b 5089 3148 8b4b 58c7 0100 0000 0048 8b3b ff53 1048 8b4b 58c7 0100
     0000 005b c366 662e 0f1f 8400 0000 0000 5348 89f3 488b 3bff 5310 488b 4b58 c701 0000 0000 b801 0000
-    005b c30f 1f44 0000 5355 4883 ec18 4889 cb48 89f5 488b 7500 e827 0000 0048 8b75 000f b745 0a48 8d74
-    06ff 488b 4500 4831 f0a9 00f0 ffff 7405 e807 0000 0048 83c4 185d 5bc3 4883 ec08 488b 7b08 488d 5424
-    1048 c702 0000 0000 ff53 3848 8b74 2410 4881 e600 f0ff ff74 0b48 8b3b ba00 1000 00ff 5340 4883 c408
-    c366 662e 0f1f 8400 0000 0000 0f1f 4000 5355 4154 4889 f348 8b43 60f6 0001 0f84 2001 0000 488b 7b08
-    ff53 2889 c548 8b93 9000 0000 488b 0248 83c0 024c 8b63 684d 8b24 2448 8b8b 8800 0000 8b31 f7c6 0040
-    0000 7453 488b 93a8 0000 0048 8902 488b 93b0 0000 0089 e825 ffff feff 4889 0248 8b53 70f7 c600 8000
-    0075 0448 8b53 7848 8b02 488b 9380 0000 0044 8b02 4181 c800 0001 0041 f7d0 83e6 bc81 ce30 8000 0041
-    b900 9ba0 00eb 2489 c048 8b93 a800 0000 4889 0244 89e0 41b8 fffd fcff 81e6 bc7f ffff 83ce 3041 b900
-    9bc0 0089 3148 83e8 0248 8b93 9000 0000 4889 0249 c1ec 2041 81e4 fcff 0000 488b 9398 0000 0044 8922
-    48c7 4208 0000 0000 c742 10ff ffff ff44 894a 1441 83c4 0841 81e4 fcff 0000 488b 93a0 0000 0044 8922
-    48c7 4208 0000 0000 c742 10ff ffff ffc7 4214 0093 c000 488b 7b08 89ee 4421 c6ba d77f 2700 ff53 3041
-    5c5d 5bc3 488b 7b08 be06 0000 00ff 5320 0f0b 6666 2e0f 1f84 0000 0000 000f 1f00 0f31 48c1 e220 4809
-    d0c3 660f 1f44 0000
+    005b c30f 1f44 0000 5355 4883 ec08 4889 cb48 89f5 488b 7500 e827 0000 0048 8b75 000f b745 0a48 8d74
+    06ff 488b 4500 4831 f0a9 00f0 ffff 7405 e807 0000 0048 83c4 085d 5bc3 4883 ec08 488b 7b08 31d2 ff53
+    3848 83f8 ff74 1948 c1e8 0c48 0383 e000 0000 8038 0075 09c6 0001 488b 3bff 5340 4883 c408 c30f 1f00
+    5355 4154 4155 488b 1d43 0200 0048 89f5 4189 cc45 89c5 ff74 2428 ff93 c000 0000 4883 c408 84c0 0f84
+    bb00 0000 4183 fc02 0f84 ac00 0000 49c1 e504 4c03 abc8 0000 0048 89ea 48c1 ea06 4923 5500 4903 5508
+    4989 d549 8b45 0848 83f8 ff0f 8481 0000 00a9 0002 0000 757a 4881 e500 f0ff ff48 89ee 4903 7520 488b
+    bbb8 0000 0048 83ec 08ff 93d0 0000 0048 83c4 0848 89c2 48c1 ea0c 4803 93e0 0000 0080 3a00 743c 4983
+    7d10 ff75 3d41 83fc 0174 0d48 81cd 0008 0000 4989 6d10 eb2a c602 0048 8bbb b800 0000 4889 c648 8d90
+    0010 0000 4883 ec08 ff93 d800 0000 4883 c408 49c7 4510 ffff ffff b801 0000 0041 5d41 5c5d 5bc3 6690
+    5355 4154 4889 f348 8b43 60f6 0001 0f84 2001 0000 488b 7b08 ff53 2889 c548 8b93 9000 0000 488b 0248
+    83c0 024c 8b63 684d 8b24 2448 8b8b 8800 0000 8b31 f7c6 0040 0000 7453 488b 93a8 0000 0048 8902 488b
+    93b0 0000 0089 e825 ffff feff 4889 0248 8b53 70f7 c600 8000 0075 0448 8b53 7848 8b02 488b 9380 0000
+    0044 8b02 4181 c800 0001 0041 f7d0 83e6 bc81 ce30 8000 0041 b900 9ba0 00eb 2489 c048 8b93 a800 0000
+    4889 0244 89e0 41b8 fffd fcff 81e6 bc7f ffff 83ce 3041 b900 9bc0 0089 3148 83e8 0248 8b93 9000 0000
+    4889 0249 c1ec 2041 81e4 fcff 0000 488b 9398 0000 0044 8922 48c7 4208 0000 0000 c742 10ff ffff ff44
+    894a 1441 83c4 0841 81e4 fcff 0000 488b 93a0 0000 0044 8922 48c7 4208 0000 0000 c742 10ff ffff ffc7
+    4214 0093 c000 488b 7b08 89ee 4421 c6ba d77f 2700 ff53 3041 5c5d 5bc3 488b 7b08 be06 0000 00ff 5320
+    0f0b 6666 2e0f 1f84 0000 0000 000f 1f00 0f31 48c1 e220 4809 d0c3 660f 1f44 0000 0000 0000 0000 0000
     """
 )
-ENTRIES: Final = {"interrupt": 0x0, "invalid": 0x60, "edge": 0x80, "syscall": 0x100, "rdtsc": 0x250}
+ENTRIES: Final = {
+    "interrupt": 0x0,
+    "invalid": 0x60,
+    "edge": 0x80,
+    "fill": 0xF0,
+    "syscall": 0x1E0,
+    "rdtsc": 0x330,
+    "table": 0x340,
+}
 """Where each hook starts in `CODE`."""
 
 
@@ -41,22 +54,26 @@ class Table(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in (
             "cpu", "env", "do_interrupt", "do_hardirq", "raise_exception", "read_eflags", "write_eflags",
-            "code_page", "reset_dirty", "intercept", "exception_index", "is_int", "efer", "star", "lstar",
+            "code_page", "tlb_flush", "intercept", "exception_index", "is_int", "efer", "star", "lstar",
             "cstar", "fmask", "hflags", "rip", "seg_cs", "seg_ss", "rcx", "r11",
+            "uc", "tlb_fill", "tlb_fast", "ram_address", "drop_code", "code_pages",
         )
     ]  # fmt: skip
 
 
 class Stubs:
-    """The code in executable memory: the address of each entry is an attribute."""
+    """The code in executable memory, for one table: the address of each entry is an attribute."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: Table) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._memory.write(CODE)
+        place = ENTRIES["table"]
+        self._memory[place : place + 8] = ctypes.addressof(table).to_bytes(8, "little")
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.interrupt = base + ENTRIES["interrupt"]
         self.invalid = base + ENTRIES["invalid"]
         self.edge = base + ENTRIES["edge"]
+        self.fill = base + ENTRIES["fill"]
         self.syscall = base + ENTRIES["syscall"]
         self.rdtsc = ctypes.PYFUNCTYPE(ctypes.c_uint64)(base + ENTRIES["rdtsc"])
         """Read the host's time stamp counter."""

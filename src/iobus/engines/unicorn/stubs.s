@@ -21,7 +21,7 @@
         .set READ_EFLAGS, 0x28          # helper_read_eflags(env)
         .set WRITE_EFLAGS, 0x30         # helper_write_eflags(env, value, mask)
         .set CODE_PAGE, 0x38            # get_page_addr_code_hostp(env, gva, void **host)
-        .set RESET_DIRTY, 0x40          # tlb_reset_dirty(cpu, host page, length)
+        .set TLB_FLUSH, 0x40            # tlb_flush(cpu)
         .set INTERCEPT, 0x48            # Python: int (uc, code, table)
         .set EXCEPTION_INDEX, 0x50      # addresses of fields
         .set IS_INT, 0x58
@@ -36,6 +36,17 @@
         .set SEG_SS, 0xa0
         .set RCX_AT, 0xa8
         .set R11_AT, 0xb0
+        .set UC, 0xb8
+        .set TLB_FILL, 0xc0             # x86_cpu_tlb_fill(cpu, gva, size, access, mmu_idx, probe, retaddr)
+        .set TLB_FAST, 0xc8             # per mmu_idx: u64 mask, entry *table
+        .set RAM_ADDRESS, 0xd0          # qemu_ram_addr_from_host(uc, host)
+        .set DROP_CODE, 0xd8            # tb_invalidate_phys_range(uc, from, to)
+        .set CODE_PAGES, 0xe0           # a byte per page of the library's RAM: code was translated from it
+
+        # CPUTLBEntry
+        .set ADDR_WRITE, 0x08
+        .set ADDR_CODE, 0x10
+        .set ADDEND, 0x20
 
 # void interrupt(uc, u32 number, table): UC_HOOK_INTR.
 # Below 0x100 an exception of the guest's: into its IDT. Above, an intercept: Python's answer is 0 to
@@ -84,12 +95,18 @@ invalid:
         ret
         .balign 16
 
+# Self-modifying code. The library checks a store against translated code unless it marked the TLB
+# entry dirty, which it does at the first store through an entry that is not executable. Both ways are
+# wrong for us: a page reached by two mappings then runs stale code, and stores to pages that are
+# mapped executable but hold only data (a kernel unpacking itself) are some 30 times slower. So we
+# note which pages have had code translated from them, and decide at each TLB fill: stores to other
+# pages may be marked dirty whatever the mapping; stores to code pages never.
+
 # void edge(uc, uc_tb *cur, uc_tb *prev, table): UC_HOOK_EDGE_GENERATED, a block was translated.
-# Makes the next store to its pages through any mapping come by the slow path, which invalidates.
 edge:
         push    rbx
         push    rbp
-        sub     rsp, 24
+        sub     rsp, 8
         mov     rbx, rcx
         mov     rbp, rsi
         mov     rsi, [rbp]              # pc
@@ -102,22 +119,89 @@ edge:
         test    eax, 0xfffff000
         jz      3f
         call    1f
-3:      add     rsp, 24
+3:      add     rsp, 8
         pop     rbp
         pop     rbx
         ret
 1:      sub     rsp, 8
         mov     rdi, [rbx + ENV]
-        lea     rdx, [rsp + 16]
-        mov     qword ptr [rdx], 0
+        xor     edx, edx
         call    [rbx + CODE_PAGE]
-        mov     rsi, [rsp + 16]
-        and     rsi, -4096
-        jz      2f
-        mov     rdi, [rbx + CPU]
-        mov     edx, 4096
-        call    [rbx + RESET_DIRTY]
+        cmp     rax, -1
+        je      2f
+        shr     rax, 12
+        add     rax, [rbx + CODE_PAGES]
+        cmp     byte ptr [rax], 0
+        jne     2f
+        mov     byte ptr [rax], 1
+        mov     rdi, [rbx + CPU]        # entries made while it was a data page
+        call    [rbx + TLB_FLUSH]
 2:      add     rsp, 8
+        ret
+        .balign 16
+
+# bool fill(cpu, gva, size, access, mmu_idx, probe, retaddr): in place of x86_cpu_tlb_fill, which
+# leaves by longjmp where it faults. It gets no user data: the table's address is behind the code.
+fill:
+        push    rbx
+        push    rbp
+        push    r12
+        push    r13
+        mov     rbx, [rip + table]
+        mov     rbp, rsi
+        mov     r12d, ecx               # 0 load, 1 store, 2 fetch
+        mov     r13d, r8d
+        push    [rsp + 40]              # retaddr
+        call    [rbx + TLB_FILL]
+        add     rsp, 8
+        test    al, al
+        jz      4f
+        cmp     r12d, 2
+        je      3f
+        shl     r13, 4
+        add     r13, [rbx + TLB_FAST]
+        mov     rdx, rbp
+        shr     rdx, 6
+        and     rdx, [r13]
+        add     rdx, [r13 + 8]
+        mov     r13, rdx                # the entry
+        mov     rax, [r13 + ADDR_WRITE]
+        cmp     rax, -1                 # not writable
+        je      3f
+        test    eax, 0x200              # I/O
+        jnz     3f
+        and     rbp, -4096
+        mov     rsi, rbp
+        add     rsi, [r13 + ADDEND]
+        mov     rdi, [rbx + UC]
+        sub     rsp, 8
+        call    [rbx + RAM_ADDRESS]
+        add     rsp, 8
+        mov     rdx, rax
+        shr     rdx, 12
+        add     rdx, [rbx + CODE_PAGES]
+        cmp     byte ptr [rdx], 0
+        je      2f
+        cmp     qword ptr [r13 + ADDR_CODE], -1
+        jne     3f                      # executable: the library never marks it dirty
+        cmp     r12d, 1
+        je      1f
+        or      rbp, 0x800              # TLB_INVALID: no fetch hits it, and it is not -1
+        mov     [r13 + ADDR_CODE], rbp
+        jmp     3f
+1:      mov     byte ptr [rdx], 0       # a store by a data mapping: the page is reused, or patched
+        mov     rdi, [rbx + UC]
+        mov     rsi, rax
+        lea     rdx, [rax + 4096]
+        sub     rsp, 8
+        call    [rbx + DROP_CODE]
+        add     rsp, 8
+2:      mov     qword ptr [r13 + ADDR_CODE], -1
+3:      mov     eax, 1
+4:      pop     r13
+        pop     r12
+        pop     rbp
+        pop     rbx
         ret
         .balign 16
 
@@ -210,4 +294,6 @@ rdtsc:
         or      rax, rdx
         ret
         .balign 16
+
+table:  .quad   0
 end:
