@@ -228,14 +228,15 @@ class UnicornCpu:
         """Sleep until a halted CPU has something to do. Returns `HltExit` when that can never be."""
         self._waiting = True
         try:
-            while not (self._kicked or self._error or self._nmi_pending or self._closing):
-                self._wake.clear()
-                if interruptible:
-                    with self.machine.lock:
-                        if self.controller_pending():
-                            break
-                else:
+            while True:
+                self._wake.clear()  # before looking: what comes from here on sets it again
+                if self._kicked or self._error or self._nmi_pending or self._closing:
+                    break
+                if not interruptible:
                     return HltExit()
+                with self.machine.lock:
+                    if self.controller_pending():
+                        break
                 self._wake.wait()
         finally:
             self._waiting = False

@@ -197,6 +197,7 @@ class NativeCpu(UnicornCpu):
 
     def enter(self) -> None:
         self._drop_stale()
+        self.poke()  # a stop consumed the last one, and may have left an interrupt waiting
         error = self.library.emu_start(self.uc, self._state.rip)
         if error and self._exit is None and self._error is None:
             raise EngineError(
@@ -283,15 +284,11 @@ class NativeCpu(UnicornCpu):
             return 0
         u32, vector = self._state.u32, None
         with self.machine.lock:
-            if not controller.pending():
-                return 0
-            if u32[at.EFLAGS >> 2] & RFLAGS_IF and not u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ:
+            if controller.pending() and u32[at.EFLAGS >> 2] & RFLAGS_IF and not u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ:
                 vector = controller.acknowledge()
-                if vector is not None and not controller.pending():
-                    return _HARDWARE | vector
-        # Masked now, or another is waiting behind this one: come back when the window opens.
-        self._requests[1] |= _REQUEST_VIRQ
-        self._icount_high[0] = 0xFFFF
+            if controller.pending():  # masked now, or behind the first: come back when the window opens
+                self._requests[1] |= _REQUEST_VIRQ
+                self._icount_high[0] = 0xFFFF
         return 0 if vector is None else _HARDWARE | vector
 
     def _on_hlt(self) -> int:
