@@ -31,7 +31,8 @@ def main() -> None:
     target = FOLDER / "stubs.py"
     text = target.read_text()
     rows = textwrap.indent("\n".join(textwrap.wrap(code.hex(" ", 2), 100)), "    ")
-    text = re.sub(r'fromhex\(\n    """\n.*?\n    """', lambda _: f'fromhex(\n    """\n{rows}\n    """', text, flags=re.S)
+    block = r'fromhex\(\n    """\n.*?\n    """'
+    text = re.sub(block, lambda _: f'fromhex(\n    """\n{rows}\n    """', text, flags=re.S)
     shown = ", ".join(f'"{name}": {at:#x}' for name, at in entries.items())
     text = re.sub(r"ENTRIES: Final = \{.*?\}", lambda _: f"ENTRIES: Final = {{{shown}}}", text, flags=re.S)
     target.write_text(text)
