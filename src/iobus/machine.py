@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 from iobus.bus import Bus, Device, IobusError, Region
@@ -68,6 +69,8 @@ class Machine:
         self.engine = engine
         self.unclaimed: Counter[UnclaimedAccess] = Counter()
         """How often which address was accessed and answered with the defined result."""
+        self.on_unclaimed: Callable[[VCPU, MmioExit | PioExit], None] | None = None
+        """Called for each unclaimed access before it gets its defined result; for traces."""
         self._stop_reason: Exit | None = None
         self._error: Exception | None = None
         self._dma_chain: list[object] = []  # guarded by lock
@@ -172,6 +175,8 @@ class Machine:
 
     def complete_unclaimed(self, vcpu: VCPU, exit: MmioExit | PioExit) -> int:
         """Give the defined result of an unclaimed access (a read: all ones) and count it."""
+        if self.on_unclaimed is not None:
+            self.on_unclaimed(vcpu, exit)
         space: Literal["mmio", "pio"] = "mmio" if isinstance(exit, MmioExit) else "pio"
         key = UnclaimedAccess(space, exit.address, exit.is_write)
         if key in self.unclaimed or len(self.unclaimed) < _COUNTED_ADDRESSES:

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple, Self
 from iobus.bus import IobusError
 from iobus.memory import PAGE_SIZE, Memory
 from iobus.pc import layout
+from iobus.registers import Registers, Segment
 
 BOOT_PARAMS: Final = 0x10000
 GDT: Final = 0x11000
@@ -98,6 +99,16 @@ class EntryState:
     """PAE."""
     efer: int = 0x500
     """LMA, LME."""
+
+    def registers(self) -> Registers:
+        """Return the registers a vCPU starts with."""
+        data = Segment(self.ds, 0, 0xFFFFFFFF, 0xC093)
+        return Registers(
+            rip=self.rip, rsi=self.rsi, rsp=self.rsp, rflags=self.rflags,
+            cs=Segment(self.cs, 0, 0xFFFFFFFF, 0xA09B), ds=data, es=data, ss=data,
+            gdt_base=self.gdt_base, gdt_limit=self.gdt_limit,
+            cr0=self.cr0, cr3=self.cr3, cr4=self.cr4, efer=self.efer,
+        )  # fmt: skip
 
 
 def e820(memory: Memory) -> list[E820Entry]:

@@ -1,0 +1,7 @@
+"""`python -m iobus`: the command."""
+
+import sys
+
+from iobus.cli import main
+
+sys.exit(main())
