@@ -241,23 +241,17 @@ def near_powers(low: int, high: int) -> st.SearchStrategy[int]:
     return st.builds(lambda power, delta: max(1, (1 << power) + delta), st.integers(low, high), st.integers(-5, 5))
 
 
-addresses = st.integers(0, 48) | near_powers(5, 15)
+addresses = st.integers(0, 24) | st.sampled_from([0, 8, 16]) | near_powers(5, 15)
 some_sizes = st.lists(st.sampled_from(SIZES), min_size=1, max_size=4).map(tuple)
 region_index = st.integers(0, 7)
+values = st.none() | st.none() | st.integers(0, 2**64 - 1)
 changes = st.builds(Change, st.sampled_from(["move", "move", "enable", "disable", "detach"]), region_index, addresses)
-accesses = st.builds(
-    Access,
-    cpu=st.integers(0, 1),
-    size=st.sampled_from(SIZES),
-    address=addresses,
-    value=st.none() | st.integers(0, 2**64 - 1),
-) | st.builds(
-    Access,
-    cpu=st.integers(0, 1),
-    size=st.sampled_from(SIZES),
-    address=st.integers(-3, 20),
-    region=region_index,
-    value=st.none() | st.integers(0, 2**64 - 1),
+accesses = st.one_of(
+    st.builds(Access, st.integers(0, 1), st.sampled_from(SIZES), addresses, value=values),
+    *[
+        st.builds(Access, st.integers(0, 1), st.sampled_from(SIZES), offset, region_index, values)
+        for offset in (st.sampled_from([0, 4, 8]), st.integers(-3, 20))
+    ],
 )
 
 
@@ -290,16 +284,18 @@ scripts = st.just(Script()) | st.builds(
 )
 repeats = st.builds(Repeat, st.integers(0, 3))
 programs = st.tuples(
-    st.lists(attachments(scripts), min_size=1, max_size=6),
+    st.lists(attachments(scripts), min_size=2, max_size=6),
     st.lists(
-        accesses | repeats | repeats | changes | attachments(scripts) | st.builds(Observe, st.booleans()), max_size=40
+        accesses | repeats | repeats | changes | attachments(scripts) | st.builds(Observe, st.booleans()),
+        min_size=15,
+        max_size=50,
     ),
 ).map(lambda parts: [*parts[0], *parts[1]])
 
 ANYWHERE = {"priority": 0, "sizes": SIZES, "implements": None, "endian": "little"}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(program=programs, ports=st.booleans())
 @example(
     # An in_range callback ahead of a range says no once, and yes the next time: it must be asked again.

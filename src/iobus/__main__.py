@@ -1,7 +1,8 @@
-"""`python -m iobus`: the command."""
+"""`python -m iobus`: the same as the command `iobus`."""
 
 import sys
 
 from iobus.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -559,6 +559,20 @@ def test_reset_and_restore() -> None:
     assert other.drain() == [0x08, 1, 0]
 
 
+@pytest.mark.parametrize("port", ["data", "command"])
+def test_resetting_a_port_resets_the_controller(port: str) -> None:
+    """A machine resets what is attached to its buses, and those are the two ports."""
+    board = Board()
+    board.command(0x60, 0x00)
+    board.command(0xD1, 0x01)
+    board.mouse(0xF4)
+    getattr(board.kbc, port).reset()
+    assert board.status() == 0x14
+    assert board.ask(0x20) == TRANSLATED
+    assert board.ask(0xD0) & 0x03 == 0x03
+    assert not board.kbc.state.mouse.enabled
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("read"), st.sampled_from((0x60, 0x64)), st.sampled_from((1, 2, 4, 8))),

@@ -1,102 +1,141 @@
-"""The command `iobus`: `boot`, `demo` and `map`. This file reads the arguments and turns ends into statuses.
+"""The command `iobus`: `main`, its arguments, and what every ending has in common.
 
-Top floor: everything may be imported here, and nothing imports it. What a user does wrong comes as
-`UsageError` (status 2), one line and no traceback; docs/command.md has the table of statuses.
+One file a subcommand: boot.py, demo.py, addressmap.py; they are imported when asked for, so that a
+mistyped option is answered at once. What users read of it is docs/command.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
+import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Never
 
-from iobus.boot.debian import GuestUnavailableError
+from iobus.boot.initrd import InitrdError
 from iobus.boot.linux import BootError
-from iobus.bus import DeviceError, IobusError, RegistrationError
-from iobus.cli import addressmap, boot, demo
-from iobus.cli.arguments import UsageError, megabytes
+from iobus.bus import DeviceError, IobusError
+from iobus.cli import values
+from iobus.cli.console import Terminated, signals_raise
+from iobus.cli.devices import FORM, DeviceSpec
+from iobus.cli.outcome import Status, UsageError, describe_error
 from iobus.clock import TimerError
-from iobus.exits import Exit, HltExit, KickExit, MmioExit, PioExit, PowerOffExit, ResetExit, ShutdownExit, TimeoutExit
-
-STATUS_ENGINE, STATUS_USAGE, STATUS_SHUTDOWN, STATUS_DEVICE = 1, 2, 3, 4
-STATUS_TIMEOUT, STATUS_UNCLAIMED, STATUS_HALTED, STATUS_INTERRUPTED = 5, 6, 7, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], Exit | None] = options.run
+    """Run the command and return its exit status."""
     try:
-        return _status(run(options))
-    except (UsageError, BootError, GuestUnavailableError, RegistrationError) as exc:
-        _say(str(exc))
-        return STATUS_USAGE
+        with signals_raise():
+            options = _parser().parse_args(arguments)
+            status, what = options.run(options)
+    except (UsageError, BootError, InitrdError) as exc:
+        status, what = Status.BAD_ARGUMENTS, str(exc)
     except (DeviceError, TimerError) as exc:
-        _say(str(exc))
-        if exc.__cause__ is not None:
-            traceback.print_exception(exc.__cause__)
-        return STATUS_DEVICE
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return STATUS_INTERRUPTED
-    except BrokenPipeError:
-        return STATUS_ENGINE
+        status, what = Status.DEVICE_ERROR, describe_error(exc)
     except IobusError as exc:
-        _say(str(exc))
-        return STATUS_ENGINE
+        status, what = Status.FAILED, str(exc)
+    except KeyboardInterrupt:
+        status, what = Status.INTERRUPTED, ""
+    except Terminated as exc:
+        return 128 + exc.number
+    except BrokenPipeError as exc:  # of `iobus map | head`, say
+        with contextlib.suppress(OSError):  # what is buffered can go nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status, what = Status.FAILED, f"standard output cannot be written: {exc.strerror}"
+    if what:
+        _say(what)
+    return int(status)
 
 
-def _status(exit: Exit | None) -> int:
-    match exit:
-        case None | PowerOffExit() | ResetExit() | KickExit():
-            return 0
-        case ShutdownExit(rip=rip):
-            _say(f"the guest stopped with a triple fault at rip {rip:#x}")
-            return STATUS_SHUTDOWN
-        case TimeoutExit(seconds=seconds):
-            _say(f"stopped after the {seconds:g} seconds of --timeout")
-            return STATUS_TIMEOUT
-        case MmioExit() | PioExit():
-            space = "address" if isinstance(exit, MmioExit) else "port"
-            what = f"write of {exit.data:#x}" if exit.is_write else "read"
-            _say(f"no device claims the guest's {exit.size}-byte {what} at {space} {exit.address:#x}")
-            return STATUS_UNCLAIMED
-        case HltExit():
-            _say("the CPU halted with interrupts off: nothing can wake it")
-            return STATUS_HALTED
-        case _:
-            _say(f"stopped: {exit}")
-            return STATUS_ENGINE
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"iobus: {text}", file=sys.stderr)
 
 
-def _say(line: str) -> None:
-    print(f"iobus: {line}", file=sys.stderr, flush=True)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Never:
+        """One line, without the usage."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"iobus {importlib.metadata.version('iobus')}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="iobus", description="A virtual machine whose devices are Python objects.")
-    parser.add_argument("--version", action="version", version=f"iobus {version('iobus')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = _Parser(prog="iobus", description="A virtual machine monitor whose every device is a Python object.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], Exit | None], summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
-        sub.set_defaults(run=run)
-        sub.add_argument("--memory", type=megabytes, default=256 << 20, metavar="SIZE", help="RAM (256M)")
-        return sub
+    boot = commands.add_parser("boot", help="boot a guest", description="Boot a guest; Ctrl-A X leaves its console.")
+    boot.set_defaults(run=_boot)
+    boot.add_argument("--kernel", metavar="FILE", type=Path, help="a Linux bzImage (default: one from Debian)")
+    boot.add_argument("--initrd", metavar="FILE", type=Path, help="the initial RAM disk")
+    boot.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
+    boot.add_argument("--engine", choices=("auto", "unicorn"), default="auto", help="what executes the guest")
+    boot.add_argument(
+        "--unclaimed",
+        choices=("ones", "stop"),
+        default="ones",
+        help="an access that no device claims: reads as all ones (the default), or stops the guest",
+    )
+    boot.add_argument(
+        "--trace", metavar="FILE", nargs="?", const="", help="show each access, on standard error or in FILE"
+    )
+    boot.add_argument("--timeout", metavar="SECONDS", type=values.seconds, help="stop the guest after so long")
+    boot.add_argument("--no-reboot", action="store_true", help="leave when the guest resets the machine")
 
-    sub = command("boot", boot.run, "Boot a Linux guest; its serial console is the terminal, Ctrl-A X leaves.")
-    sub.add_argument("--kernel", metavar="FILE", help="a bzImage (default: Debian's cloud kernel)")
-    sub.add_argument("--initrd", metavar="FILE", help="an initrd (default: a BusyBox shell)")
-    sub.add_argument("--append", default="", metavar="STRING", help="added to the kernel's command line")
-    sub.add_argument("--no-reboot", action="store_true", help="leave when the guest resets the machine")
-    boot.add_run_options(sub)
+    demo = commands.add_parser(
+        "demo", help="boot Linux with an example device", description="Boot Linux with an example device."
+    )
+    demo.set_defaults(run=_demo)
 
-    sub = command("demo", demo.run, "Boot Debian's kernel with an example device, show the accesses, power off.")
-    sub.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="stop after so long (120)")
-    sub.add_argument("--engine", default="auto", metavar="NAME", help="auto or unicorn")
+    map_ = commands.add_parser("map", help="print the address map", description="Print every region, RAM included.")
+    map_.set_defaults(run=_map)
 
-    sub = command("map", addressmap.run, "Print the address map with every region.")
-    sub.add_argument("--device", action="append", default=[], metavar="SPEC", help="FILE.py:CLASS@ADDR[:LENGTH]")
+    for command in (boot, map_):
+        command.add_argument(
+            "--memory", metavar="SIZE", type=values.memory_size, default=256 << 20, help="RAM (default: 256M)"
+        )
+        command.add_argument(
+            "--device", metavar="SPEC", action="append", default=[], help=f"put a device on the bus: {FORM}"
+        )
     return parser
+
+
+def _boot(options: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.boot import BootOptions, boot
+
+    return boot(
+        BootOptions(
+            kernel=options.kernel,
+            initrd=options.initrd,
+            append=options.append,
+            memory=options.memory,
+            engine=options.engine,
+            devices=[DeviceSpec.parse(text) for text in options.device],
+            unclaimed=options.unclaimed,
+            trace=options.trace,
+            timeout=options.timeout,
+            reboot=not options.no_reboot,
+        )
+    )
+
+
+def _demo(_: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.demo import demo
+
+    return demo()
+
+
+def _map(options: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.addressmap import print_map
+
+    print_map(memory=options.memory, devices=[DeviceSpec.parse(text) for text in options.device])
+    sys.stdout.flush()
+    return Status.OK, ""

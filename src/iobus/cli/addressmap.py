@@ -1,36 +1,52 @@
-"""`iobus map`: RAM and every region of every bus, by address."""
+"""`iobus map`: who answers which address of the PC, RAM included, before a guest has moved anything."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator, Sequence
 
-from iobus.bus import Bus
-from iobus.cli.arguments import attach_devices, make_pc
+from iobus.cli.devices import DeviceSpec, attach_devices
+from iobus.cli.outcome import UsageError
+from iobus.cli.trace import buses
+from iobus.pc.pc import Pc
+
+_HEADINGS = ("base", "end", "size", "bus", "priority", "name")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print the map of a PC with these devices; no guest is booted."""
-    pc = make_pc(options.memory, None)
-    attach_devices(pc, options.device)
+def print_map(*, memory: int, devices: Sequence[DeviceSpec]) -> None:
+    """Print a line for each region and RAM slot, in the order of the addresses of each bus."""
+    try:
+        pc = Pc(memory=memory)
+    except ValueError as exc:
+        raise UsageError(f"--memory: {exc}") from None
+    try:
+        attach_devices(pc, devices)
+        rows = [_HEADINGS, *_rows(pc)]
+    finally:
+        pc.machine.close()
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column < 3 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _rows(pc: Pc) -> Iterator[tuple[str, ...]]:
     machine = pc.machine
-    print("memory")
-    rows = [(slot.base, slot.size, "RAM", "") for slot in machine.memory.slots]
-    rows += _regions(machine.mmio)
-    for vcpu in machine.vcpus:
-        rows += _regions(vcpu.mmio)
-    _print(rows, 16)
-    print("ports")
-    _print(_regions(machine.pio), 4)
+    for bus in buses(machine):
+        found = [
+            (region.base, region.length, str(region.priority), region.name + _remark(region.enabled, region.in_range))
+            for region in bus.regions
+        ]
+        if bus is machine.mmio:
+            found += [(slot.base, slot.size, "-", "RAM") for slot in machine.memory.slots]
+        for base, size, priority, name in sorted(found):
+            yield f"{base:#x}", f"{base + size:#x}", f"{size:#x}", bus.name, priority, name
 
 
-def _regions(bus: Bus) -> list[tuple[int, int, str, str]]:
-    return [
-        (region.base, region.length, region.name, f"{bus.name}, priority {region.priority}")
-        for region in bus.regions
-        if region.enabled
-    ]
-
-
-def _print(rows: list[tuple[int, int, str, str]], digits: int) -> None:
-    for base, length, name, where in sorted(rows):
-        print(f"  {base:0{digits}x}-{base + length - 1:0{digits}x} {length:>12,}  {name:<16} {where}".rstrip())
+def _remark(enabled: bool, in_range: object) -> str:
+    remarks = [] if enabled else ["disabled"]
+    if in_range is not None:
+        remarks.append("asked at each access")
+    return f" ({', '.join(remarks)})" if remarks else ""

@@ -6,6 +6,7 @@ arguments and attaches it. Whatever is wrong with it is one sentence in a `Usage
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import sys
@@ -33,9 +34,12 @@ def number(text: str) -> int:
     return int(match[1], 0) * _UNITS[match[2]]
 
 
-def megabytes(text: str) -> int:
-    """Return a memory size; a number without a suffix that is below 1 MiB is refused later, by the PC."""
-    return number(text)
+def size(text: str) -> int:
+    """Return a size in bytes, for argparse."""
+    try:
+        return number(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def make_pc(memory: int, engine: str | None, console: Any = None) -> Pc:

@@ -1,122 +1,182 @@
-"""`iobus boot`, and what `iobus demo` shares with it: a guest's files, its boots, and its run."""
+"""`iobus boot`: a PC, its devices and a guest from the command's options, run until it ends.
+
+Above `pc/`, `boot/` and `engines/`. `Guest` is what is booted, `run` boots it and boots it again after
+a reset; `demo.py` uses both.
+"""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import warnings
-from contextlib import ExitStack
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TextIO
 
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
-from iobus.cli.arguments import UsageError, attach_devices, make_pc
 from iobus.cli.console import Console
-from iobus.cli.trace import Trace
-from iobus.exits import Exit, ResetExit
+from iobus.cli.devices import DeviceSpec, attach_devices
+from iobus.cli.outcome import Status, UsageError, describe
+from iobus.cli.trace import trace
+from iobus.engines.unicorn.engine import UnicornEngine
+from iobus.exits import Exit, ResetExit, TimeoutExit, TimeoutExit
+from iobus.machine import Machine, Unclaimed
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 
+ENGINES = ("auto", "unicorn")
 COMMAND_LINE = "console=ttyS0"
 
-_SHELL = """\
+SHELL_INIT = """\
 mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-echo "BusyBox shell on iobus; poweroff -f ends it."
-setsid cttyhack sh
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+echo
+echo "A BusyBox shell; exit powers off."
+setsid -c sh </dev/ttyS0 >/dev/ttyS0 2>&1
 poweroff -f
 """
 
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a guest is run."""
-    parser.add_argument("--engine", default="auto", metavar="NAME", help="auto or unicorn")
-    parser.add_argument(
-        "--device", action="append", default=[], metavar="SPEC",
-        help="attach a device: FILE.py:CLASS@ADDR[:LENGTH][,NAME=VALUE...]",
-    )  # fmt: skip
-    parser.add_argument(
-        "--unclaimed", choices=("ones", "stop"), default="ones",
-        help="an access that no device claims: reads all ones, or stops",
-    )  # fmt: skip
-    parser.add_argument("--trace", nargs="?", const="-", metavar="FILE", help="show each access, or write it to FILE")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="stop the guest after so long")
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """The options of `iobus boot`."""
+
+    kernel: Path | None
+    initrd: Path | None
+    append: str
+    memory: int
+    engine: str
+    devices: Sequence[DeviceSpec]
+    unclaimed: Unclaimed
+    trace: str | None
+    """A file's name; "" for standard error, None for no trace."""
+    timeout: float | None
+    reboot: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Guest:
-    """A kernel, its initrd and its command line."""
+    """What is booted: it can be loaded again after a reset."""
 
     kernel: LinuxKernel
     initrd: bytes
     command_line: str
 
-    def enter(self, pc: Pc) -> None:
-        """Put the guest into `pc`'s RAM and its boot CPU at the kernel's entry. Raises `BootError`."""
+    def load(self, pc: Pc) -> None:
+        """Write the guest into RAM and put the first vCPU at its entry. Raises `BootError`."""
         memory = pc.machine.memory
         entry = self.kernel.load(
-            memory, initrd=self.initrd, command_line=self.command_line,
-            acpi_rsdp=layout.ACPI_TABLES, e820=e820(memory),
-        )  # fmt: skip
+            memory,
+            initrd=self.initrd,
+            command_line=self.command_line,
+            acpi_rsdp=layout.ACPI_TABLES,
+            e820=e820(memory),
+        )
         pc.machine.vcpus[0].registers = entry.registers()
 
 
-def progress(line: str) -> None:
-    """Say how a fetch goes on."""
-    print(f"iobus: {line}", file=sys.stderr, flush=True)
-
-
-def debian_kernel() -> LinuxKernel:
-    """Return the cached or fetched cloud kernel. Raises `GuestUnavailableError`."""
-    return LinuxKernel.read(debian.cloud_kernel(progress=progress))
-
-
-def busybox(init_script: str) -> bytes:
-    """Return an initrd of Debian's BusyBox that runs `init_script`. Raises `GuestUnavailableError`."""
-    return busybox_initrd(debian.busybox(progress=progress).read_bytes(), init_script)
-
-
-def run(options: argparse.Namespace) -> Exit:
-    """Boot and run until the guest ends. Raises what docs/command.md lists as statuses."""
-    if options.timeout is not None and options.timeout <= 0:
-        raise UsageError(f"--timeout {options.timeout:g}: give seconds above 0")
+def boot(options: BootOptions) -> tuple[Status, str]:
+    """Boot by `options`; return the status and a sentence for standard error. Raises `IobusError`."""
+    kernel = None if options.kernel is None else LinuxKernel.read(options.kernel)
+    initrd = None if options.initrd is None else read_initrd(options.initrd)
     console = Console()
-    pc = make_pc(options.memory, options.engine, console.show)
-    with ExitStack() as stack:
-        stack.callback(pc.machine.close)
-        attach_devices(pc, options.device)
-        kernel = LinuxKernel.read(options.kernel) if options.kernel else debian_kernel()
-        initrd = read_initrd(options.initrd) if options.initrd else b"" if options.kernel else busybox(_SHELL)
-        guest = Guest(kernel, initrd, f"{COMMAND_LINE} {options.append}".strip())
-        if options.trace is not None:
-            stack.enter_context(Trace(pc.machine, _trace_file(options.trace)))
-        stack.enter_context(console.attached(pc))
-        return run_guest(pc, guest, options.timeout, options.unclaimed, reboot=not options.no_reboot)
+    with make_pc(options.memory, options.engine, console.output, console.say) as pc:
+        attach_devices(pc, options.devices)
+        if initrd is None:
+            initrd = shell_initrd(console.say) if kernel is None else b""
+        if kernel is None:
+            kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
+        guest = Guest(kernel, initrd, f"{COMMAND_LINE} {options.append}".rstrip())
+        guest.load(pc)
+        with _tracing(pc.machine, options.trace, console.say), console.open(pc):
+            exit = run(
+                pc, guest,
+                timeout=options.timeout, unclaimed=options.unclaimed, reboot=options.reboot,
+                stopped=lambda: console.closed,
+            )  # fmt: skip
+        if console.lost is not None:
+            return Status.FAILED, f"standard output cannot be written: {console.lost.strerror}"
+        if console.left or exit is None:
+            return Status.OK, ""
+        return describe(exit, pc.machine.vcpus[0])
 
 
-def run_guest(
-    pc: Pc, guest: Guest, timeout: float | None, unclaimed: Literal["ones", "stop"] = "ones", *, reboot: bool
-) -> Exit:
-    """Boot `guest`, again after each reset if `reboot`, until it ends otherwise."""
-    warnings.filterwarnings("once", category=RuntimeWarning, module="iobus")
-    guest.enter(pc)
-    while True:
-        exit = pc.machine.run(timeout=timeout, unclaimed=unclaimed)
-        if not (reboot and isinstance(exit, ResetExit)):
+def run(
+    pc: Pc,
+    guest: Guest,
+    *,
+    timeout: float | None = None,
+    unclaimed: Unclaimed = "ones",
+    reboot: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Exit | None:
+    """Run the loaded guest to its end, loading it anew after each reset if `reboot`.
+
+    Return why it ended; None when `stopped` says so. `timeout` in seconds is for all of it.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while not stopped():
+        left = None if end is None else max(0.0, end - time.monotonic())
+        exit = pc.machine.run(timeout=left, unclaimed=unclaimed)
+        if isinstance(exit, TimeoutExit) and timeout is not None:
+            return TimeoutExit(timeout)
+        if not isinstance(exit, ResetExit) or not reboot:
             return exit
-        pc.machine.memory.clear()
         pc.reset()
-        guest.enter(pc)
+        guest.load(pc)
+    return None
 
 
-def _trace_file(name: str) -> Path | None:
-    if name == "-":
-        return None
-    path = Path(name)
-    if not path.parent.is_dir():
-        raise UsageError(f"--trace {name}: there is no directory {path.parent}")
-    return path
+@contextlib.contextmanager
+def make_pc(memory: int, engine: str, output: Callable[[bytes], None], say: Say) -> Iterator[Pc]:
+    """Make a PC on the named engine, and close it in the end. Raises `UsageError`, `EngineError`."""
+    assert engine in ENGINES
+    cpu = UnicornEngine()
+    try:
+        pc = Pc(cpu, memory=memory, console=output)
+    except ValueError as exc:
+        raise UsageError(f"--memory: {exc}") from None
+    try:
+        if cpu.fallback_reason is not None:
+            say(
+                f"iobus: the unicorn engine falls back to the library's public API ({cpu.fallback_reason}): it is "
+                "slower, there is no x2APIC or TSC-deadline timer, and interrupts come at less exact moments"
+            )
+        yield pc
+    finally:
+        pc.machine.close()
+
+
+def shell_initrd(say: Say) -> bytes:
+    """Return an initrd that ends in a BusyBox shell. Raises `GuestUnavailableError`."""
+    return busybox_initrd(debian.busybox(progress=progress_to(say)).read_bytes(), SHELL_INIT)
+
+
+def progress_to(say: Say) -> debian.Progress:
+    """Return what tells `say` of a guest's fetching."""
+    return lambda line: say(f"iobus: {line}")
+
+
+@contextlib.contextmanager
+def _tracing(machine: Machine, where: str | None, say: Say) -> Iterator[None]:
+    if where is None:
+        yield
+    elif not where:
+        trace(machine, say)
+        yield
+    else:
+        with _open_trace(where) as file:
+            trace(machine, lambda line: file.write(f"{line}\n"))
+            yield
+
+
+def _open_trace(where: str) -> TextIO:
+    try:
+        return Path(where).open("w")
+    except OSError as exc:
+        raise UsageError(f"trace file {where} cannot be written: {exc.strerror}") from exc

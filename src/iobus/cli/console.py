@@ -1,7 +1,9 @@
-"""The terminal as the guest's serial console: raw while it runs, restored however that ends.
+"""The guest's serial console on the terminal: `Console`, and the signals that must not skip its clean-up.
 
-Typed keys go to the guest; Ctrl-A X leaves, Ctrl-A Ctrl-A sends a Ctrl-A.
-Input that is no terminal is given to the guest as it comes; output that is none stays plain.
+Bytes the guest sends go straight to standard output. With a terminal as standard input it is put in raw mode,
+so that each key reaches the guest as it is typed; Ctrl-A X leaves, and Ctrl-A Ctrl-A is a Ctrl-A.
+Standard input that is no terminal is handed on as it is, once the guest raises RTS: what came earlier would
+be lost when its driver clears the receive FIFO.
 """
 
 from __future__ import annotations
@@ -10,83 +12,196 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
+from iobus.devices.uart import LOOP, RTS
 from iobus.exits import KickExit
 from iobus.pc.pc import Pc
 
-_ESCAPE, _LEAVE = 0x01, b"xX"
+STDIN: Final = 0
+STDOUT: Final = 1
+STDERR: Final = 2
+
+_CTRL_A: Final = 0x01
+_RTS_POLL_SECONDS: Final = 0.01
+_CHUNK: Final = 1024
+
+
+class Terminated(BaseException):  # noqa: N818 - as KeyboardInterrupt: no error, and not to be caught as one
+    """A signal that asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within, SIGTERM, SIGHUP and SIGQUIT raise `Terminated`; each is ignored once one has come."""
+    caught = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    ]
+
+    def handle(number: int, _: object) -> None:
+        for other in caught:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    before = [(number, signal.signal(number, handle)) for number in caught]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, also where `fd` is non-blocking. Raises `OSError`."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
 
 
 class Console:
-    """Connects standard input and output to a PC's serial line."""
+    """Give `output` to the `Pc`, then use `open(pc)` around its runs."""
 
-    def show(self, data: bytes) -> None:
-        """Write what the guest sent."""
-        stream = sys.stdout.buffer
-        stream.write(data)
-        stream.flush()
+    def __init__(self) -> None:
+        self.left = False
+        """The user typed Ctrl-A X."""
+        self.lost: OSError | None = None
+        """Standard output failed: there is nobody to run for."""
+        self._pc: Pc | None = None
+        self._raw = False
+        self._mid_line = False
+        self._lock = threading.Lock()  # a leaf; output may come with the machine lock held
+        self._shared = os.isatty(STDOUT) and os.isatty(STDERR)
+
+    @property
+    def closed(self) -> bool:
+        """The user left, or standard output failed."""
+        return self.left or self.lost is not None
+
+    def output(self, data: bytes) -> None:
+        """Show what the guest sends."""
+        with self._lock:
+            if self.lost is not None:
+                return
+            self._mid_line = not data.endswith(b"\n")
+            try:
+                write_all(STDOUT, data)
+                return
+            except OSError as exc:
+                self.lost = exc
+        self._stop()
+
+    def say(self, line: str) -> None:
+        """Show a line of our own on standard error, which may be the same terminal."""
+        with self._lock, contextlib.suppress(OSError):
+            end = "\r\n" if self._raw else "\n"
+            start = end if self._shared and self._mid_line else ""
+            self._mid_line = False
+            write_all(STDERR, f"{start}{line}{end}".encode(errors="backslashreplace"))
 
     @contextlib.contextmanager
-    def attached(self, pc: Pc) -> Iterator[None]:
-        """Feed the guest from standard input, which is raw meanwhile if it is a terminal."""
+    def open(self, pc: Pc) -> Iterator[None]:
+        """Connect standard input to the guest of `pc`; the terminal is restored however this is left."""
+        self._pc = pc
+        wake_end, our_end = os.pipe()
+        reader = threading.Thread(target=self._read_input, args=(wake_end,), name="iobus-console", daemon=True)
         try:
-            fd = sys.stdin.fileno()
-            is_terminal = os.isatty(fd)
-        except (ValueError, OSError):  # no standard input
+            with self._raw_terminal():
+                reader.start()
+                try:
+                    yield
+                finally:
+                    os.close(our_end)  # wakes the reader
+                    our_end = -1
+                    reader.join()
+        finally:
+            for fd in (wake_end, our_end):
+                if fd >= 0:
+                    os.close(fd)
+
+    @contextlib.contextmanager
+    def _raw_terminal(self) -> Iterator[None]:
+        if not os.isatty(STDIN):
             yield
             return
-        saved = termios.tcgetattr(fd) if is_terminal else None
-        stop_read, stop_write = os.pipe()
-        reader = threading.Thread(target=self._feed, args=(pc, fd, stop_read, is_terminal), daemon=True)
-        handlers = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = termios.tcgetattr(STDIN)
         try:
-            if saved is not None:
-                tty.setraw(fd)
-            reader.start()
+            tty.setraw(STDIN, termios.TCSANOW)
+            self._raw = True
+            self.say("iobus: the console is the guest's; Ctrl-A X leaves")
             yield
         finally:
-            os.write(stop_write, b"x")
-            reader.join()
-            os.close(stop_read)
-            os.close(stop_write)
-            if saved is not None:
-                termios.tcsetattr(fd, termios.TCSADRAIN, saved)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._raw = False
+            with contextlib.suppress(termios.error):  # the terminal itself may be gone
+                termios.tcsetattr(STDIN, termios.TCSANOW, before)
 
-    @staticmethod
-    def _feed(pc: Pc, fd: int, stop: int, is_terminal: bool) -> None:
-        escaped = False
+    def _stop(self) -> None:
+        if self._pc is not None:
+            self._pc.machine.stop(KickExit())
+
+    # The reader's thread.
+
+    def _read_input(self, wake: int) -> None:
+        assert self._pc is not None
+        handle = self._typed() if os.isatty(STDIN) else self._piped(wake)
+        poll = select.poll()
+        poll.register(STDIN, select.POLLIN)
+        poll.register(wake, select.POLLIN)
         while True:
-            ready, _, _ = select.select([fd, stop], [], [])
-            if stop in ready:
+            ready = [fd for fd, _ in poll.poll()]
+            if wake in ready:
                 return
-            data = os.read(fd, 1024)
-            if not data:
-                return
-            if not is_terminal:
-                pc.type(data)
+            try:
+                data = os.read(STDIN, _CHUNK)
+            except BlockingIOError:
                 continue
-            typed = bytearray()
-            for byte in data:
-                if escaped:
-                    escaped = False
-                    if byte in _LEAVE:
-                        pc.machine.stop(KickExit())
-                        return
-                    typed.append(byte)
-                elif byte == _ESCAPE:
+            except OSError:  # closed from the start, or a terminal that went away
+                return
+            if not data:  # the end of the input is not the end of the guest
+                return
+            handle(data)
+
+    def _typed(self) -> Callable[[bytes], None]:
+        escaped = False
+
+        def handle(data: bytes) -> None:
+            nonlocal escaped
+            keys = bytearray()
+            for key in data:
+                if escaped and key in b"xX":
+                    self.left = True
+                    self._stop()
+                    return
+                if not escaped and key == _CTRL_A:
                     escaped = True
-                else:
-                    typed.append(byte)
-            if typed:
-                pc.type(bytes(typed))
+                    continue
+                if escaped and key != _CTRL_A:
+                    keys.append(_CTRL_A)
+                escaped = False
+                keys.append(key)
+            if keys and self._pc is not None:
+                self._pc.type(bytes(keys))
 
+        return handle
 
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
+    def _piped(self, wake: int) -> Callable[[bytes], None]:
+        def handle(data: bytes) -> None:
+            pc = self._pc
+            assert pc is not None
+            while pc.uart.state.mcr & (RTS | LOOP) != RTS:
+                if select.select([wake], [], [], _RTS_POLL_SECONDS)[0]:
+                    return
+            pc.type(data)
+
+        return handle

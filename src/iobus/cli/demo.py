@@ -1,83 +1,129 @@
-"""`iobus demo`: Debian's kernel meets a Python device. Shows each access to it, then sums up."""
+"""`iobus demo`: Linux boots with the example device, whose registers its init then reads and writes.
+
+The accesses are shown between the lines of the guest's console as they arrive, and counted for every device.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import time
 from collections import Counter
 
+from iobus.boot import debian
+from iobus.boot.initrd import busybox_initrd
+from iobus.boot.linux import LinuxKernel
 from iobus.bus import Region
-from iobus.cli.arguments import make_pc
-from iobus.cli.boot import COMMAND_LINE, Guest, busybox, debian_kernel, run_guest
-from iobus.cli.demo_device import DemoDevice
-from iobus.exits import Exit
+from iobus.cli import demo_device
+from iobus.cli.boot import COMMAND_LINE, Guest, make_pc, progress_to, run
+from iobus.cli.console import STDERR, STDOUT, write_all
+from iobus.cli.demo_device import Scratch
+from iobus.cli.outcome import Status, describe
+from iobus.cli.trace import buses
+from iobus.exits import PowerOffExit
 
-BASE = 0xD0000000
-_MARK = "iobus-demo: user space"
-_INIT = f"""\
+ADDRESS = 0xD0000000
+MEMORY = 256 << 20
+TIMEOUT_SECONDS = 300.0
+"""A guest that does not come to its end, on however slow a machine."""
+
+WRITTEN = 0xC0FFEE
+
+_USER_SPACE = "User space is up"
+_REGISTERS = {demo_device.ID: "ID", demo_device.SCRATCH: "SCRATCH", demo_device.READS: "READS"}
+
+INIT = f"""\
+echo "{_USER_SPACE}."
 mount -t proc proc /proc
-echo "{_MARK}"
-say() {{ echo "# $*"; "$@"; }}
-say devmem {BASE:#x} 32
-say devmem {BASE + 4:#x} 32 0xC0FFEE
-say devmem {BASE + 4:#x} 32
-say devmem {BASE + 8:#x} 32
-say grep -E "CPU|IO-APIC|LOC" /proc/interrupts
-poweroff -f
+run() {{ echo "# $*"; "$@"; }}
+run uname -srm
+run busybox devmem {ADDRESS + demo_device.ID:#x} 32
+run busybox devmem {ADDRESS + demo_device.SCRATCH:#x} 32
+run busybox devmem {ADDRESS + demo_device.SCRATCH:#x} 32 {WRITTEN:#x}
+run busybox devmem {ADDRESS + demo_device.SCRATCH:#x} 32
+run busybox devmem {ADDRESS + demo_device.READS:#x} 32
+run poweroff -f
 """
 
 
-class _Show:
-    """Prints the console and the accesses as they come, and keeps what the summary needs."""
+class _Screen:
+    """The guest's console on standard output, with lines of our own between its lines."""
 
     def __init__(self) -> None:
-        self.accesses: Counter[str] = Counter()
-        self.user_space_at: float | None = None
-        self._started = time.monotonic()
-        self._line = b""
+        self.started = time.monotonic()
+        self.user_space: float | None = None
+        """Seconds to the first line of user space."""
+        self._line = bytearray()
+        self._waiting: list[str] = []
+        coloured = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
+        self._form = "\x1b[1;36m{}\x1b[0m\n" if coloured else "{}\n"
 
-    def console(self, data: bytes) -> None:
+    def output(self, data: bytes) -> None:
+        """Show what the guest sends."""
+        write_all(STDOUT, data)
         self._line += data
-        *lines, self._line = self._line.split(b"\n")
-        for line in lines:
-            if _MARK.encode() in line and self.user_space_at is None:
-                self.user_space_at = time.monotonic() - self._started
-            print(f"  guest | {line.decode(errors='replace').rstrip()}", flush=True)
+        if not data.endswith(b"\n"):
+            return
+        if self.user_space is None and self._line.startswith(_USER_SPACE.encode()):
+            self.user_space = time.monotonic() - self.started
+        self._line.clear()
+        self.flush()
 
-    def device(self, region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
-        if isinstance(region.device, DemoDevice):
-            arrow = f"-> {read:#x}" if written is None else f"<- {written:#x}"
-            verb = "read " if written is None else "write"
-            print(
-                f" access | {verb} {address:#x} ({size} bytes) {arrow}  DemoDevice+{address - region.base:#x}",
-                flush=True,
-            )
-        self.accesses[region.name] += 1
+    def mark(self, text: str) -> None:
+        """Show a line of ours once the guest's own line has ended."""
+        self._waiting.append(text)
+        if not self._line:
+            self.flush()
 
-    def port(self, region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
-        self.accesses[region.name] += 1
-
-    def summary(self, unclaimed: int) -> None:
-        booted = "never" if self.user_space_at is None else f"after {self.user_space_at:.1f} s"
-        print(f"\nuser space {booted}, all in {time.monotonic() - self._started:.1f} s; accesses by device:")
-        for name, count in self.accesses.most_common():
-            print(f"  {count:>8,}  {name}")
-        print(f"  {unclaimed:>8,}  nobody's (read as all ones)")
+    def flush(self) -> None:
+        """Show the lines that wait."""
+        for text in self._waiting:
+            write_all(STDOUT, self._form.format(f"[iobus] {text}").encode())
+        self._waiting.clear()
 
 
-def run(options: argparse.Namespace) -> Exit:
-    """Run the demo. Raises `GuestUnavailableError` where its guest cannot be fetched."""
-    kernel, initrd = debian_kernel(), busybox(_INIT)
-    show = _Show()
-    pc = make_pc(options.memory, options.engine, show.console)
-    try:
-        pc.attach(DemoDevice(), BASE)
-        for bus in (pc.machine.mmio, *(vcpu.mmio for vcpu in pc.machine.vcpus)):
-            bus.observer = show.device
-        pc.machine.pio.observer = show.port
-        print(f"Debian's kernel, with a {DemoDevice.__name__} at {BASE:#x} (src/iobus/cli/demo_device.py):", flush=True)
-        exit = run_guest(pc, Guest(kernel, initrd, f"{COMMAND_LINE} quiet"), options.timeout, reboot=False)
-        show.summary(pc.machine.unclaimed.total())
-        return exit
-    finally:
-        pc.machine.close()
+def demo() -> tuple[Status, str]:
+    """Run the demo; return the status and a sentence for standard error. Raises `IobusError`."""
+
+    def say(line: str) -> None:
+        write_all(STDERR, f"{line}\n".encode())
+
+    progress = progress_to(say)
+    kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress))
+    guest = Guest(kernel, busybox_initrd(debian.busybox(progress=progress).read_bytes(), INIT), COMMAND_LINE)
+    screen, device = _Screen(), Scratch()
+    counts: Counter[Region] = Counter()
+    with make_pc(MEMORY, "auto", screen.output, say) as pc:
+        machine = pc.machine
+        pc.attach(device, ADDRESS)
+
+        def observe(region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
+            counts[region] += 1
+            if region.device is device:
+                register = _REGISTERS.get(address - region.base, "-")
+                access = f"reads  {register:7} -> {read:#010x}" if written is None else ""
+                access = access or f"writes {register:7} <- {written:#010x}"
+                screen.mark(f"{machine.clock.now() / 1e9:.3f} s  the guest {access}  ({size} bytes at {address:#x})")
+
+        for bus in buses(machine):
+            bus.observer = observe
+        guest.load(pc)
+        exit = run(pc, guest, timeout=TIMEOUT_SECONDS, reboot=False)
+        took = time.monotonic() - screen.started
+        screen.flush()
+        if not isinstance(exit, PowerOffExit):
+            status, what = describe(exit, machine.vcpus[0]) if exit is not None else (Status.OK, "")
+            return status or Status.FAILED, what or "the guest reset the machine instead of powering off"
+        screen.mark("The guest powered off.")
+        _summarise(screen, took, counts, sum(machine.unclaimed.values()), len(machine.unclaimed))
+    if device.state.scratch != WRITTEN:
+        return Status.FAILED, f"the guest left {device.state.scratch:#x} in SCRATCH, not {WRITTEN:#x}"
+    return Status.OK, ""
+
+
+def _summarise(screen: _Screen, took: float, counts: Counter[Region], unclaimed: int, places: int) -> None:
+    if screen.user_space is not None:
+        screen.mark(f"Boot to user space: {screen.user_space:.1f} s; all of it: {took:.1f} s.")
+    screen.mark("Accesses by device:")
+    for region, count in counts.most_common():
+        screen.mark(f"{count:>9}  {region.name} ({region.bus.name} {region.base:#x})")
+    screen.mark(f"{unclaimed:>9}  claimed by none, at {places} places: exits, completed with all ones")

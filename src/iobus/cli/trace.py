@@ -1,64 +1,59 @@
-"""`--trace`: one line for each access, in the order they happen.
+"""`--trace`: one line of text for each access, claimed or not. Above `bus.py`'s observer.
 
-0.123456 read  mmio 0xd0000004 4 = 0xc0ffee  Scratch+0x4
+A line is the guest's time in seconds, r or w, the bus, the address, the size in bytes, the value and the region:
+
+    2.718281 w mmio 0xd0000004 4 0x0000cafe Scratch
+    2.718290 r mmio 0xd0001000 4 - (unclaimed)
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TextIO
 
 from iobus.bus import Bus, Region
-from iobus.exits import MmioExit, PioExit
 from iobus.machine import Machine
-from iobus.vcpu import VCPU
+
+_LAST = -1 << 64  # behind whatever priority a device has
 
 
-class Trace(AbstractContextManager["Trace"]):
-    """Observes every bus of `machine` while entered; writes to `path`, or to standard error."""
+def trace(machine: Machine, emit: Callable[[str], None]) -> None:
+    """Call `emit` with a line for each access from now on."""
 
-    def __init__(self, machine: Machine, path: Path | None) -> None:
-        self._machine = machine
-        self._path = path
-        self._out: TextIO = sys.stderr
-        self._buses = [machine.mmio, machine.pio]
-        for vcpu in machine.vcpus:
-            self._buses += [vcpu.mmio, vcpu.pio]
+    def line(bus: str, address: int, size: int, is_write: bool, value: int | None, name: str) -> None:
+        shown = "-" if value is None else f"{value:#0{2 + 2 * size}x}"
+        emit(f"{machine.clock.now() / 1e9:.6f} {'w' if is_write else 'r'} {bus} {address:#x} {size} {shown} {name}")
 
-    def __enter__(self) -> Trace:
-        if self._path is not None:
-            self._out = self._path.open("w")
-        for bus in self._buses:
-            bus.observer = self._observer(bus)
-        self._machine.on_unclaimed = self._unclaimed
-        return self
+    def observe(region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
+        value = read if written is None else written
+        line(region.bus.name, address, size, written is not None, value, region.name)
 
-    def __exit__(self, *_: object) -> None:
-        for bus in self._buses:
-            bus.observer = None
-        self._machine.on_unclaimed = None
-        if self._path is not None:
-            self._out.close()
+    for bus in (machine.mmio, machine.pio):
+        bus.attach(_Unclaimed(bus, line), priority=_LAST)
+    for bus in buses(machine):
+        bus.observer = observe
 
-    def _observer(self, bus: Bus) -> Callable[[Region, int, int, int | None, int | None], None]:
-        space = bus.name
 
-        def observe(region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
-            self._line(written is not None, space, address, size, read if written is None else written)
-            self._out.write(f"  {region.name}+{address - region.base:#x}\n")
+def buses(machine: Machine) -> list[Bus]:
+    """Return the machine's buses and its vCPUs'."""
+    return [machine.mmio, machine.pio, *(bus for vcpu in machine.vcpus for bus in (vcpu.mmio, vcpu.pio))]
 
-        return observe
 
-    def _unclaimed(self, vcpu: VCPU, exit: MmioExit | PioExit) -> None:
-        value = exit.data if exit.is_write else (1 << 8 * exit.size) - 1
-        self._line(exit.is_write, "mmio" if isinstance(exit, MmioExit) else "pio", exit.address, exit.size, value)
-        self._out.write("  unclaimed\n")
+class _Unclaimed:
+    """Asked after everybody else, it tells of the access and declines it too."""
 
-    def _line(self, is_write: bool, space: str, address: int, size: int, value: int | None) -> None:
-        seconds = self._machine.clock.now() / 1e9
-        self._out.write(
-            f"{seconds:.6f} {'write' if is_write else 'read '} {space} {address:#x} {size} = {value or 0:#x}"
-        )
+    name = "(unclaimed)"
+
+    def __init__(self, bus: Bus, line: Callable[[str, int, int, bool, int | None, str], None]) -> None:
+        self._bus = bus.name
+        self._line = line
+
+    def in_range(self, address: int, size: int) -> bool:
+        return True
+
+    def read(self, address: int, size: int) -> object:
+        self._line(self._bus, address, size, False, None, self.name)
+        return NotImplemented
+
+    def write(self, address: int, size: int, value: int) -> object:
+        self._line(self._bus, address, size, True, value, self.name)
+        return NotImplemented

@@ -345,6 +345,7 @@ class I8042State(State):
 class I8042(Stateful, Device):
     """The controller. Attach its `data` at port 0x60 and its `command` at port 0x64, one byte each.
 
+    Resetting either port, as a machine does with what is on its buses, resets the controller whole.
     `reset` is called when the guest pulses or writes the reset line low. Interrupts are levels: high
     while the output buffer is full with a byte of that source and the command byte enables it.
     """
@@ -358,8 +359,8 @@ class I8042(Stateful, Device):
         self._reset = reset
         self._keyboard = Keyboard()
         self._mouse = Mouse()
-        self.data = _Port("i8042-data", self._read_data, self._write_data)
-        self.command = _Port("i8042-command", self._read_status, self._write_command)
+        self.data = _Port("i8042-data", self._read_data, self._write_data, self.reset)
+        self.command = _Port("i8042-command", self._read_status, self._write_command, self.reset)
         self.reset()
 
     def reset(self) -> None:
@@ -529,10 +530,16 @@ class _Port(Device):
 
     length: Final = 1
 
-    def __init__(self, name: str, read: Callable[[], int], write: Callable[[int], None]) -> None:
+    def __init__(
+        self, name: str, read: Callable[[], int], write: Callable[[int], None], reset: Callable[[], None]
+    ) -> None:
         self.name = name
         self._read = read
         self._write = write
+        self._reset = reset
+
+    def reset(self) -> None:
+        self._reset()
 
     def read(self, offset: int, size: int) -> int:
         return self._read()

@@ -129,6 +129,8 @@ class Pc:
     def reset(self) -> None:
         """Reset the machine and leave it as `power_on` does. It must not be running."""
         self.machine.reset()
+        with self.machine.lock:
+            self.pic.reset()  # its ports are on the bus, the pair is not
         self.power_on()
 
     def type(self, data: bytes) -> None:

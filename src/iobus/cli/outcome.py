@@ -1,0 +1,71 @@
+"""How the command ends: its exit statuses, what is said with them, and bad input as one exception.
+
+The ground floor of `cli/`. `docs/command.md` has the table of statuses.
+"""
+
+from __future__ import annotations
+
+import traceback
+from enum import IntEnum
+
+from iobus import bus
+from iobus.bus import DeviceError, IobusError
+from iobus.clock import TimerError
+from iobus.exits import (
+    Exit,
+    HltExit,
+    KickExit,
+    MmioExit,
+    PioExit,
+    PowerOffExit,
+    ResetExit,
+    ShutdownExit,
+    TimeoutExit,
+)
+from iobus.vcpu import VCPU
+
+
+class Status(IntEnum):
+    """The command's exit statuses. A signal's is 128 and its number, as in a shell."""
+
+    OK = 0
+    FAILED = 1
+    BAD_ARGUMENTS = 2
+    TRIPLE_FAULT = 3
+    DEVICE_ERROR = 4
+    TIMEOUT = 5
+    UNCLAIMED = 6
+    HALTED = 7
+    INTERRUPTED = 130
+
+
+class UsageError(IobusError):
+    """Bad input: one line that names the value and what would be right."""
+
+
+def describe(exit: Exit, vcpu: VCPU) -> tuple[Status, str]:
+    """Return the status of a run's end, and a sentence on it where it is not the guest's own wish."""
+    match exit:
+        case PowerOffExit() | ResetExit() | KickExit():
+            return Status.OK, ""
+        case ShutdownExit(rip):
+            return Status.TRIPLE_FAULT, f"triple fault at rip {rip:#x}: the CPU shut down"
+        case TimeoutExit(seconds):
+            return Status.TIMEOUT, f"the guest was stopped: the {seconds:g} seconds of --timeout have passed"
+        case HltExit():
+            return Status.HALTED, f"the CPU halted with interrupts off, before rip {vcpu.registers.rip:#x}, for ever"
+        case MmioExit() | PioExit():
+            space = "address" if isinstance(exit, MmioExit) else "port"
+            access = f"write of {exit.data:#x} to" if exit.is_write else "read of"
+            return Status.UNCLAIMED, f"no device claims a {exit.size}-byte {access} {space} {exit.address:#x}"
+
+
+def describe_error(error: DeviceError | TimerError) -> str:
+    """Return the error's sentence, and below it the device's own traceback where there is one."""
+    cause = error.__cause__
+    if cause is None:
+        return str(error)
+    trace = cause.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == bus.__file__:
+        trace = trace.tb_next
+    return f"{error}\n" + "".join(traceback.format_exception(cause.with_traceback(trace))).rstrip()
