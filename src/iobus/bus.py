@@ -240,6 +240,8 @@ class Bus:
         self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
         self._asked: tuple[Claim, ...] = ()
         self._observer: Observer | None = None
+        self.low, self.high = size, 0
+        """No region was ever in `[0, low)` or `[high, size)`: a quick "not here" for who has two buses."""
         self._forget()
 
     @property
@@ -464,6 +466,8 @@ class Bus:
             )
 
     def _file(self, claim: Claim) -> None:
+        # First, so that no access takes the new claim for impossible. They never shrink: that is rare.
+        self.low, self.high = min(self.low, claim.base), max(self.high, claim.end)
         if claim.asked is not None:
             self._asked += (claim,)
             return

@@ -112,7 +112,7 @@ class VCPU:
         """Where the engine asks for interrupts, CR8 and the controller's MSRs."""
         self.features: Final = CpuFeatures()
         self.executor: Executor = NoExecutor()
-        self._lock = machine.lock
+        self._lock, self._machine_mmio, self._machine_pio = machine.lock, machine.mmio, machine.pio
         self._pending: _Emulated | None = None
 
     def __repr__(self) -> str:
@@ -186,39 +186,43 @@ class VCPU:
 
     def mmio_read(self, address: int, size: int) -> int:
         """Read from memory-mapped I/O: the access path, an unclaimed access included."""
+        own = self.mmio
         with self._lock:
-            value = self.mmio.read(address, size)
+            value = own.read(address, size) if own.low <= address < own.high else NotImplemented
             if value is NotImplemented:
-                value = self.machine.mmio.read(address, size)
+                value = self._machine_mmio.read(address, size)
         if value is NotImplemented:
             return self._unclaimed(MmioExit(address, size, False))
         return value
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
         """Write to memory-mapped I/O."""
+        own = self.mmio
         with self._lock:
-            result = self.mmio.write(address, size, value)
+            result = own.write(address, size, value) if own.low <= address < own.high else NotImplemented
             if result is NotImplemented:
-                result = self.machine.mmio.write(address, size, value)
+                result = self._machine_mmio.write(address, size, value)
         if result is NotImplemented:
             self._unclaimed(MmioExit(address, size, True, value))
 
     def pio_read(self, port: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes."""
+        own = self.pio
         with self._lock:
-            value = self.pio.read(port, size)
+            value = own.read(port, size) if own.low <= port < own.high else NotImplemented
             if value is NotImplemented:
-                value = self.machine.pio.read(port, size)
+                value = self._machine_pio.read(port, size)
         if value is NotImplemented:
             return self._unclaimed(PioExit(port, size, False))
         return value
 
     def pio_write(self, port: int, size: int, value: int) -> None:
         """OUT of 1, 2 or 4 bytes."""
+        own = self.pio
         with self._lock:
-            result = self.pio.write(port, size, value)
+            result = own.write(port, size, value) if own.low <= port < own.high else NotImplemented
             if result is NotImplemented:
-                result = self.machine.pio.write(port, size, value)
+                result = self._machine_pio.write(port, size, value)
         if result is NotImplemented:
             self._unclaimed(PioExit(port, size, True, value))
 

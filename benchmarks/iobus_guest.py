@@ -1,0 +1,54 @@
+"""The process that boots a guest on iobus for `boot.py` and `guest.py`: a PC, and its serial line on stdio.
+
+    python -m benchmarks.iobus_guest KERNEL INITRD COMMAND_LINE MEBIBYTES
+
+Does what QEMU is asked to do beside it, and nothing else: no terminal, no trace, no user's device.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from iobus.boot.linux import LinuxKernel, e820, read_initrd
+from iobus.engines.unicorn.engine import UnicornEngine
+from iobus.pc import layout
+from iobus.pc.pc import Pc
+from iobus.registers import Registers, Segment
+
+
+def main(kernel: str, initrd: str, command_line: str, mebibytes: str) -> None:
+    """Boot, and run until the guest ends."""
+    pc = Pc(UnicornEngine(), memory=int(mebibytes) << 20, console=_console)
+    entry = LinuxKernel.read(kernel).load(
+        pc.machine.memory,
+        initrd=read_initrd(Path(initrd)),
+        command_line=command_line,
+        acpi_rsdp=layout.ACPI_TABLES,
+        e820=e820(pc.machine.memory),
+    )
+    data = Segment(entry.ds, 0, 0xFFFFFFFF, 0xC093)
+    pc.machine.vcpus[0].registers = Registers(
+        rip=entry.rip, rsi=entry.rsi, rsp=entry.rsp, rflags=entry.rflags,
+        cr0=entry.cr0, cr3=entry.cr3, cr4=entry.cr4, efer=entry.efer,
+        gdt_base=entry.gdt_base, gdt_limit=entry.gdt_limit,
+        cs=Segment(entry.cs, 0, 0xFFFFFFFF, 0xA09B), ds=data, es=data, ss=data,
+    )  # fmt: skip
+    threading.Thread(target=_type, args=(pc,), daemon=True).start()
+    with pc.machine:
+        print(f"benchmark guest ended: {pc.machine.run()}", file=sys.stderr)
+
+
+def _console(data: bytes) -> None:
+    os.write(1, data)
+
+
+def _type(pc: Pc) -> None:
+    while data := os.read(0, 4096):
+        pc.type(data)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
