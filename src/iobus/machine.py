@@ -154,16 +154,20 @@ class Machine:
             raise error
 
     def reset(self) -> None:
-        """Return CPUs and devices, not RAM, to their power-on state. The machine must not be running."""
+        """Return CPUs and devices, not RAM, to their power-on state.
+
+        The machine must not be running, and the caller not hold `lock`: a CPU in the middle of an
+        access that waits for its caller first goes on to where it can be stopped.
+        """
+        for vcpu in self.vcpus:
+            vcpu.abandon()
+            vcpu.executor.init()
         with self.lock:
             self._stop_reason = None
             for device in self.devices():
                 reset = getattr(device, "reset", None)
                 if reset is not None:
                     reset()
-            for vcpu in self.vcpus:
-                vcpu.abandon()
-                vcpu.executor.init()
 
     def devices(self) -> list[object]:
         """Return every attached device once, in the order of registration: machine's, then vCPUs'."""

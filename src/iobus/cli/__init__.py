@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Never
 
+from iobus.boot.debian import GuestUnavailableError
 from iobus.boot.initrd import InitrdError
 from iobus.boot.linux import BootError
 from iobus.bus import DeviceError, IobusError
 from iobus.cli import values
 from iobus.cli.console import Terminated, signals_raise
 from iobus.cli.devices import FORM, DeviceSpec
-from iobus.cli.outcome import Status, UsageError, describe_error
+from iobus.cli.outcome import Status, UsageError, describe_error, describe_lost
 from iobus.clock import TimerError
 
 
@@ -31,20 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals_raise():
             options = _parser().parse_args(arguments)
             status, what = options.run(options)
-    except (UsageError, BootError, InitrdError) as exc:
+    except (UsageError, BootError, InitrdError, GuestUnavailableError) as exc:
         status, what = Status.BAD_ARGUMENTS, str(exc)
     except (DeviceError, TimerError) as exc:
         status, what = Status.DEVICE_ERROR, describe_error(exc)
     except IobusError as exc:
         status, what = Status.FAILED, str(exc)
     except KeyboardInterrupt:
-        status, what = Status.INTERRUPTED, ""
+        status, what = Status.INTERRUPTED, "interrupted"
     except Terminated as exc:
         return 128 + exc.number
     except BrokenPipeError as exc:  # of `iobus map | head`, say
         with contextlib.suppress(OSError):  # what is buffered can go nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status, what = Status.FAILED, f"standard output cannot be written: {exc.strerror}"
+        status, what = describe_lost(exc)
     if what:
         _say(what)
     return int(status)
@@ -56,6 +57,9 @@ def _say(text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> Never:
         """One line, without the usage."""
         raise UsageError(f"{message}; see {self.prog} --help")

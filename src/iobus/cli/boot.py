@@ -16,12 +16,13 @@ from typing import TextIO
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
+from iobus.bus import IobusError
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
-from iobus.cli.outcome import Status, UsageError, describe
+from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import trace
 from iobus.engines.unicorn.engine import UnicornEngine
-from iobus.exits import Exit, ResetExit, TimeoutExit, TimeoutExit
+from iobus.exits import Exit, ResetExit, TimeoutExit
 from iobus.machine import Machine, Unclaimed
 from iobus.pc import layout
 from iobus.pc.pc import Pc
@@ -35,11 +36,15 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 echo
 echo "A BusyBox shell; exit powers off."
-setsid -c sh </dev/ttyS0 >/dev/ttyS0 2>&1
+setsid cttyhack sh
 poweroff -f
 """
 
 Say = Callable[[str], None]
+
+
+class TraceError(IobusError):
+    """The trace cannot be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def boot(options: BootOptions) -> tuple[Status, str]:
                 stopped=lambda: console.closed,
             )  # fmt: skip
         if console.lost is not None:
-            return Status.FAILED, f"standard output cannot be written: {console.lost.strerror}"
+            return describe_lost(console.lost)
         if console.left or exit is None:
             return Status.OK, ""
         return describe(exit, pc.machine.vcpus[0])
@@ -170,9 +175,22 @@ def _tracing(machine: Machine, where: str | None, say: Say) -> Iterator[None]:
         trace(machine, say)
         yield
     else:
-        with _open_trace(where) as file:
-            trace(machine, lambda line: file.write(f"{line}\n"))
+        file = _open_trace(where)
+
+        def write(line: str) -> None:
+            try:
+                file.write(f"{line}\n")
+            except OSError as exc:
+                raise TraceError(f"trace file {where} cannot be written: {exc.strerror}") from exc
+
+        trace(machine, write)
+        try:
             yield
+        finally:
+            try:
+                file.close()
+            except OSError as exc:
+                raise TraceError(f"trace file {where} cannot be written: {exc.strerror}") from exc
 
 
 def _open_trace(where: str) -> TextIO:

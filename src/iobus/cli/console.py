@@ -31,8 +31,8 @@ _RTS_POLL_SECONDS: Final = 0.01
 _CHUNK: Final = 1024
 
 
-class Terminated(BaseException):  # noqa: N818 - as KeyboardInterrupt: no error, and not to be caught as one
-    """A signal that asks the process to end."""
+class Terminated(BaseException):
+    """A signal that asks the process to end; as KeyboardInterrupt, no error to be caught with others."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -71,7 +71,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 class Console:
-    """Give `output` to the `Pc`, then use `open(pc)` around its runs."""
+    """Give `output` to the `Pc`, then use `open(pc)` around its runs, or `connect(pc)` to have no input."""
 
     def __init__(self) -> None:
         self.left = False
@@ -110,10 +110,14 @@ class Console:
             self._mid_line = False
             write_all(STDERR, f"{start}{line}{end}".encode(errors="backslashreplace"))
 
+    def connect(self, pc: Pc) -> None:
+        """Stop `pc` when standard output fails."""
+        self._pc = pc
+
     @contextlib.contextmanager
     def open(self, pc: Pc) -> Iterator[None]:
         """Connect standard input to the guest of `pc`; the terminal is restored however this is left."""
-        self._pc = pc
+        self.connect(pc)
         wake_end, our_end = os.pipe()
         reader = threading.Thread(target=self._read_input, args=(wake_end,), name="iobus-console", daemon=True)
         try:

@@ -15,9 +15,9 @@ from iobus.boot.linux import LinuxKernel
 from iobus.bus import Region
 from iobus.cli import demo_device
 from iobus.cli.boot import COMMAND_LINE, Guest, make_pc, progress_to, run
-from iobus.cli.console import STDERR, STDOUT, write_all
+from iobus.cli.console import STDOUT, Console
 from iobus.cli.demo_device import Scratch
-from iobus.cli.outcome import Status, describe
+from iobus.cli.outcome import Status, describe, describe_lost
 from iobus.cli.trace import buses
 from iobus.exits import PowerOffExit
 
@@ -45,21 +45,22 @@ run poweroff -f
 """
 
 
-class _Screen:
+class _Screen(Console):
     """The guest's console on standard output, with lines of our own between its lines."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.started = time.monotonic()
         self.user_space: float | None = None
         """Seconds to the first line of user space."""
         self._line = bytearray()
         self._waiting: list[str] = []
         coloured = os.isatty(STDOUT) and "NO_COLOR" not in os.environ
-        self._form = "\x1b[1;36m{}\x1b[0m\n" if coloured else "{}\n"
+        self._form = "\x1b[1;36m[iobus] {}\x1b[0m\n" if coloured else "[iobus] {}\n"
 
     def output(self, data: bytes) -> None:
         """Show what the guest sends."""
-        write_all(STDOUT, data)
+        super().output(data)
         self._line += data
         if not data.endswith(b"\n"):
             return
@@ -76,24 +77,22 @@ class _Screen:
 
     def flush(self) -> None:
         """Show the lines that wait."""
-        for text in self._waiting:
-            write_all(STDOUT, self._form.format(f"[iobus] {text}").encode())
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for text in waiting:
+            super().output(self._form.format(text).encode())
 
 
 def demo() -> tuple[Status, str]:
     """Run the demo; return the status and a sentence for standard error. Raises `IobusError`."""
 
-    def say(line: str) -> None:
-        write_all(STDERR, f"{line}\n".encode())
-
-    progress = progress_to(say)
+    screen, device = _Screen(), Scratch()
+    progress = progress_to(screen.say)
     kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress))
     guest = Guest(kernel, busybox_initrd(debian.busybox(progress=progress).read_bytes(), INIT), COMMAND_LINE)
-    screen, device = _Screen(), Scratch()
     counts: Counter[Region] = Counter()
-    with make_pc(MEMORY, "auto", screen.output, say) as pc:
+    with make_pc(MEMORY, "auto", screen.output, screen.say) as pc:
         machine = pc.machine
+        screen.connect(pc)
         pc.attach(device, ADDRESS)
 
         def observe(region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
@@ -107,9 +106,12 @@ def demo() -> tuple[Status, str]:
         for bus in buses(machine):
             bus.observer = observe
         guest.load(pc)
-        exit = run(pc, guest, timeout=TIMEOUT_SECONDS, reboot=False)
+        screen.started = time.monotonic()
+        exit = run(pc, guest, timeout=TIMEOUT_SECONDS, reboot=False, stopped=lambda: screen.closed)
         took = time.monotonic() - screen.started
         screen.flush()
+        if screen.lost is not None:
+            return describe_lost(screen.lost)
         if not isinstance(exit, PowerOffExit):
             status, what = describe(exit, machine.vcpus[0]) if exit is not None else (Status.OK, "")
             return status or Status.FAILED, what or "the guest reset the machine instead of powering off"
@@ -126,4 +128,4 @@ def _summarise(screen: _Screen, took: float, counts: Counter[Region], unclaimed:
     screen.mark("Accesses by device:")
     for region, count in counts.most_common():
         screen.mark(f"{count:>9}  {region.name} ({region.bus.name} {region.base:#x})")
-    screen.mark(f"{unclaimed:>9}  claimed by none, at {places} places: exits, completed with all ones")
+    screen.mark(f"{unclaimed:>9}  claimed by none, at {places} places: reads gave all ones")

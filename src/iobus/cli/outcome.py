@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from enum import IntEnum
+from types import TracebackType
 
 from iobus import bus
 from iobus.bus import DeviceError, IobusError
@@ -60,12 +61,27 @@ def describe(exit: Exit, vcpu: VCPU) -> tuple[Status, str]:
             return Status.UNCLAIMED, f"no device claims a {exit.size}-byte {access} {space} {exit.address:#x}"
 
 
+def describe_lost(error: OSError) -> tuple[Status, str]:
+    """Return the status and the sentence for standard output's having failed."""
+    return Status.FAILED, f"standard output cannot be written: {error.strerror}"
+
+
 def describe_error(error: DeviceError | TimerError) -> str:
     """Return the error's sentence, and below it the device's own traceback where there is one."""
     cause = error.__cause__
     if cause is None:
         return str(error)
     trace = cause.__traceback__
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == bus.__file__:
+    while _is_of_the_bus(trace) and trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
+    link: BaseException = cause
+    while (context := link.__context__) is not None:
+        if _is_of_the_bus(context.__traceback__):  # a lookup's own, under which the device was called
+            link.__context__ = None
+        else:
+            link = context
     return f"{error}\n" + "".join(traceback.format_exception(cause.with_traceback(trace))).rstrip()
+
+
+def _is_of_the_bus(trace: TracebackType | None) -> bool:
+    return trace is not None and trace.tb_frame.f_code.co_filename == bus.__file__

@@ -1,0 +1,1 @@
+../src/iobus/cli/demo_device.py
