@@ -28,6 +28,7 @@ from typing import Any, Final, Literal, NamedTuple
 SIZES: Final = (1, 2, 4, 8)
 """The access sizes in bytes. Larger accesses reach the bus as elements of these sizes."""
 
+_UNKNOWN: Final[Any] = object()
 _HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
 
 Value = int | NotImplementedType
@@ -339,6 +340,8 @@ class Bus:
         try:
             read, offset, claim = self._reads[size][address]
         except KeyError:
+            claim = _UNKNOWN
+        if claim is _UNKNOWN:  # not inside the except: a device's exception would show the KeyError
             return self._search(address, size, None, None)  # type: ignore[no-any-return]
         try:
             value: Value = read(offset, size)
@@ -361,6 +364,8 @@ class Bus:
         try:
             write, offset, claim = self._writes[size][address]
         except KeyError:
+            claim = _UNKNOWN
+        if claim is _UNKNOWN:
             return self._search(address, size, value, None)
         try:
             result: object = write(offset, size, value)
