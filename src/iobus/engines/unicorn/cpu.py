@@ -29,6 +29,7 @@ from iobus.vcpu import VCPU, Answer
 if TYPE_CHECKING:
     from iobus.engines.unicorn.engine import UnicornEngine
 
+_MASKS: Final = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
 _RAX, _RBX, _RCX, _RDX = 0, 3, 1, 2
 
 
@@ -46,7 +47,10 @@ class UnicornCpu:
         self.halted = False
         self._answer: Answer | None = None
         self._exit: Exit | None = None  # set while a slice is being ended, or handed over
-        self._error: BaseException | None = None
+        self._raised: BaseException | None = None  # instead of an exit, handed over
+        self._unseen = False  # an exit or error whose run() was left by Ctrl-C: the next run's
+        self._error: BaseException | None = None  # happened under the library's frames, not yet raised
+        self._further_errors: list[BaseException] = []  # the same, behind it
         self._kicked = False
         self._nmi_pending = False
         self._in_slice = False  # guest code is being run, or waits inside a callback
@@ -73,19 +77,21 @@ class UnicornCpu:
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name=f"vcpu{self.vcpu.index}", daemon=True)
             self._thread.start()
-        self._answer = answer
-        self._go.release()
-        try:
-            self._done.acquire()
-        except BaseException:  # Ctrl-C: get the guest to a clean stop, then let it go on up
-            self._lost = True
-            self.kick()
-            self._done.acquire()
-            self._lost = False
-            self._error = None
-            raise
-        if (error := self._error) is not None:
-            self._error = None
+        if not self._unseen:
+            self._answer = answer
+            try:
+                self._go.release()
+                self._done.acquire()
+            except BaseException:  # Ctrl-C: get the guest to a clean stop, then let it go on up
+                self._lost = True
+                self.kick()
+                self._done.acquire()
+                self._lost = False
+                self._unseen = True
+                raise
+        self._unseen = False
+        if (error := self._raised) is not None:
+            self._raised = None
             raise error
         exit = self._exit
         assert exit is not None
@@ -110,12 +116,14 @@ class UnicornCpu:
         if self._in_slice and threading.current_thread() is self._thread:
             self._fail(EngineError("the guest sent INIT to its only CPU: not supported by this engine yet"))
             return
-        if self._in_slice:  # an access waits for its caller: let it end, anyhow
-            self.kick()
-            self.run(lambda *_: 0)
-        self.set_registers(Registers(rdx=CPU_SIGNATURE))
-        self._nmi_pending = False
-        self.power_on()
+        try:
+            while self._in_slice:  # an access waits for its caller: let it end, anyhow
+                self.kick()
+                self.run(lambda _, exit: _ones(exit.size))
+        finally:
+            self.set_registers(Registers(rdx=CPU_SIGNATURE))
+            self._kicked = self._nmi_pending = False
+            self.power_on()
 
     def startup(self, vector: int) -> None:
         """Nothing to do: the boot CPU never waits for a start-up message."""
@@ -124,7 +132,7 @@ class UnicornCpu:
         if self._answer is not None:
             return self._answer(self.vcpu, exit)
         if self._closing:  # nobody will answer: let the block come to its end
-            return (1 << 8 * exit.size) - 1
+            return _ones(exit.size)
         # Hand the access to the caller of run() and wait here, inside the instruction.
         self._exit = exit
         self._done.release()
@@ -200,7 +208,7 @@ class UnicornCpu:
                 self._exit = None
                 self._exit = self._until_exit()
             except BaseException as exc:
-                self._error = exc
+                self._raised = exc
             self._done.release()
             if self._closing:
                 return
@@ -209,7 +217,7 @@ class UnicornCpu:
         self._map_memory()
         while True:
             if self._error is not None:
-                error, self._error = self._error, None
+                error, self._error = self._error, self._further_errors.pop(0) if self._further_errors else None
                 raise error
             if self._kicked:
                 self._kicked = False
@@ -232,7 +240,7 @@ class UnicornCpu:
         try:
             while True:
                 self._wake.clear()  # before looking: what comes from here on sets it again
-                if self._kicked or self._error or self._nmi_pending or self._closing:
+                if self._kicked or self._error or self.nmi_wakes() or self._closing:
                     break
                 if not interruptible:
                     return HltExit()
@@ -242,9 +250,13 @@ class UnicornCpu:
                 self._wake.wait()
         finally:
             self._waiting = False
-        if self._nmi_pending or not (self._kicked or self._error):
+        if self.nmi_wakes() or not (self._kicked or self._error):
             self.halted = False
         return None
+
+    def nmi_wakes(self) -> bool:
+        """Whether an NMI waits, and would be taken."""
+        return self._nmi_pending
 
     def controller_pending(self) -> bool:
         """Whether the controller has an interrupt. The machine lock is held."""
@@ -256,9 +268,11 @@ class UnicornCpu:
             self._wake.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End the slice with an error that happened under the library's frames."""
+        """End the slice with an error that happened under the library's frames; each run raises one."""
         if self._error is None:
             self._error = error
+        else:  # the guest stops only at the end of its block of code
+            self._further_errors.append(error)
         self.poke()
 
     # Memory and the I/O hooks.
@@ -289,11 +303,11 @@ class UnicornCpu:
                 return vcpu.mmio_read(start + offset, size)
             except BaseException as exc:
                 self._fail(exc)
-                return (1 << 8 * size) - 1
+                return _ones(size)
 
         def write(_: int, offset: int, size: int, value: int, __: int) -> None:
             try:
-                vcpu.mmio_write(start + offset, size, value & (1 << 8 * size) - 1)
+                vcpu.mmio_write(start + offset, size, value & _MASKS[size])
             except BaseException as exc:
                 self._fail(exc)
 
@@ -309,11 +323,11 @@ class UnicornCpu:
                 return vcpu.pio_read(port & 0xFFFF, size)
             except BaseException as exc:
                 self._fail(exc)
-                return (1 << 8 * size) - 1
+                return _ones(size)
 
         def port_out(_: int, port: int, size: int, value: int, __: int) -> None:
             try:
-                vcpu.pio_write(port & 0xFFFF, size, value & (1 << 8 * size) - 1)
+                vcpu.pio_write(port & 0xFFFF, size, value & _MASKS[size])
             except BaseException as exc:
                 self._fail(exc)
 
@@ -354,3 +368,8 @@ class UnicornCpu:
         with self.machine.lock:
             base = controller.read_msr(0x1B)
         return base is not None and bool(base & 1 << 11)
+
+
+def _ones(size: int) -> int:
+    """What nobody answers, in bytes of `size`."""
+    return (1 << 8 * size) - 1

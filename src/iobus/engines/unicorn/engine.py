@@ -8,10 +8,13 @@ API only (fallback.py), and keeps why.
 from __future__ import annotations
 
 import platform
+import warnings
 from typing import Literal
 
 from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn import selfcheck
 from iobus.engines.unicorn.cpu import UnicornCpu
+from iobus.engines.unicorn.fallback import LOST, FallbackCpu
 from iobus.engines.unicorn.internals import MismatchError
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.native import NativeCpu
@@ -24,7 +27,8 @@ class UnicornEngine:
     """Executes guest code with Unicorn 2.1.4. One engine serves one machine, with one vCPU.
 
     `mode="auto"` takes the fast way with intercepts if the start-up check passes, `"fallback"` the
-    public API in any case. Raises `EngineError` where the library is missing.
+    public API in any case. Where "auto" ends with the public API, a `RuntimeWarning` says why and what
+    is lost. Raises `EngineError` where the library is missing.
     """
 
     name = "unicorn"
@@ -32,7 +36,7 @@ class UnicornEngine:
     def __init__(self, mode: Literal["auto", "fallback"] = "auto") -> None:
         self.library = Library()
         self.fallback_reason: str | None = None
-        """Why the fallback is used; None when the fast way is."""
+        """Why the fallback is used, and what it lacks; None when the fast way is."""
         self._mode = mode
         self._machine: Machine | None = None
         self._cpu: UnicornCpu | None = None
@@ -48,18 +52,30 @@ class UnicornEngine:
 
     def executor(self, vcpu: VCPU) -> UnicornCpu:
         """Return what runs `vcpu`, having chosen the way of running."""
+        cpu: UnicornCpu
         try:
             self._check_host()
-            self._cpu = NativeCpu(self, vcpu)
+            selfcheck.require(self)
+            cpu = NativeCpu(self, vcpu)
         except MismatchError as exc:
-            raise EngineError(str(exc)) from exc
-        self._cpu.init()
-        return self._cpu
+            self.fallback_reason = f"Unicorn runs without guest-mode intercepts, because {exc}. {LOST}"
+            if self._mode != "fallback":
+                warnings.warn(self.fallback_reason, RuntimeWarning, stacklevel=4)
+            cpu = self._fallback(vcpu)
+        self._cpu = cpu
+        cpu.init()
+        return cpu
 
     def close(self) -> None:
         """End the vCPU's thread and free the library's instance."""
         if self._cpu is not None:
             self._cpu.close()
+
+    def _fallback(self, vcpu: VCPU) -> FallbackCpu:
+        try:
+            return FallbackCpu(self, vcpu)
+        except MismatchError as exc:
+            raise EngineError(f"this libunicorn cannot be used: {exc}; install unicorn==2.1.4") from exc
 
     def _check_host(self) -> None:
         if self._mode == "fallback":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Callable
 from ctypes import CFUNCTYPE, byref, c_bool, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +26,14 @@ _PROT_EXEC: Final = 4
 
 HOOK_INTR: Final = 1 << 0
 HOOK_INSN: Final = 1 << 1
+HOOK_CODE: Final = 1 << 2
 HOOK_INSN_INVALID: Final = 1 << 14
 HOOK_EDGE_GENERATED: Final = 1 << 15
 
 INSN_IN: Final = 218
 INSN_OUT: Final = 500
 INSN_SYSCALL: Final = 699
+INSN_SYSENTER: Final = 700
 INSN_CPUID: Final = 113
 
 CPU_SKYLAKE_CLIENT: Final = 21
@@ -45,6 +46,7 @@ _CTL_WRITE: Final = 1
 
 INTR_CB = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 INTERCEPT_CB = CFUNCTYPE(c_int, c_void_p, c_uint32, c_void_p)
+CODE_CB = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
 INVALID_CB = CFUNCTYPE(c_bool, c_void_p, c_void_p)
 SYSCALL_CB = CFUNCTYPE(None, c_void_p, c_void_p)
 CPUID_CB = CFUNCTYPE(c_int, c_void_p, c_void_p)
@@ -53,6 +55,13 @@ OUT_CB = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
 EDGE_CB = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_void_p)
 MMIO_READ_CB = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_void_p)
 MMIO_WRITE_CB = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p)
+
+
+_REG_MSR: Final = 248
+
+
+class _Msr(ctypes.Structure):
+    _fields_ = [("index", c_uint32), ("value", c_uint64)]
 
 
 def library_path() -> Path:
@@ -80,12 +89,14 @@ class Library:
         major, minor = c_uint32(), c_uint32()
         packed = self._short.uc_version(byref(major), byref(minor))
         self.version = (packed >> 24 & 0xFF, packed >> 16 & 0xFF, packed >> 8 & 0xFF)
-        self.emu_start: Callable[[int, int], int] = self._emu_start()
+        self._start = self._long.uc_emu_start
+        self._start.argtypes = [c_void_p, c_uint64, c_uint64, c_uint64, c_size_t]
         for name, arguments in {
             "uc_close": [c_void_p],
             "uc_emu_stop": [c_void_p],
             "uc_reg_read": [c_void_p, c_int, c_void_p],
             "uc_reg_write": [c_void_p, c_int, c_void_p],
+            "uc_hook_del": [c_void_p, c_size_t],
             "uc_mem_map": [c_void_p, c_uint64, c_size_t, c_uint32],
             "uc_mem_map_ptr": [c_void_p, c_uint64, c_size_t, c_uint32, c_void_p],
             "uc_mmio_map": [c_void_p, c_uint64, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p],
@@ -99,17 +110,11 @@ class Library:
         self._short.uc_context_size.argtypes = [c_void_p]
         self._short.uc_context_size.restype = c_size_t
 
-    def _emu_start(self) -> Callable[[int, int], int]:
-        start = self._long.uc_emu_start
-        start.argtypes = [c_void_p, c_uint64, c_uint64, c_uint64, c_size_t]
-
-        def emu_start(uc: int, rip: int, count: int = 0) -> int:
-            """Run from `rip` until a stop (after `count` instructions, where given); return the error."""
-            # `until` is 0: any other value makes the library translate a block anew after each stop.
-            error: int = start(uc, rip, 0, 0, count)
-            return error
-
-        return emu_start
+    def emu_start(self, uc: int, rip: int, count: int = 0) -> int:
+        """Run from `rip` until a stop (after `count` instructions, where given); return the error."""
+        # `until` is 0: any other value makes the library translate a block anew after each stop.
+        error: int = self._start(uc, rip, 0, 0, count)
+        return error
 
     def error_text(self, error: int) -> str:
         """Return the library's words for an error number."""
@@ -151,18 +156,32 @@ class Library:
         self.check(error, f"mapping I/O at {base:#x}")
 
     def add_hook(
-        self, uc: int, kind: int, callback: Any, user_data: int | None = None, instruction: int | None = None
-    ) -> None:
-        """Install a hook for all addresses. The caller keeps `callback` alive."""
+        self,
+        uc: int,
+        kind: int,
+        callback: Any,
+        user_data: int | None = None,
+        instruction: int | None = None,
+        within: tuple[int, int] = (1, 0),
+    ) -> int:
+        """Install a hook, for all addresses or those from `within[0]` to `within[1]`; return its handle.
+
+        The caller keeps `callback` alive.
+        """
         handle = c_size_t()
         add = self._short.uc_hook_add
         arguments = [
             c_void_p(uc), byref(handle), c_int(kind), ctypes.cast(callback, c_void_p), c_void_p(user_data),
-            c_uint64(1), c_uint64(0),
+            *map(c_uint64, within),
         ]  # fmt: skip
         if instruction is not None:
             arguments.append(c_int(instruction))
         self.check(add(*arguments), f"installing hook {kind:#x}")
+        return handle.value
+
+    def remove_hook(self, uc: int, handle: int) -> None:
+        """Remove what `add_hook` installed."""
+        self.check(self._short.uc_hook_del(uc, handle), "removing a hook")
 
     def flush_tlb(self, uc: int) -> None:
         """Drop all cached address translations."""
@@ -181,6 +200,16 @@ class Library:
     def write_register(self, uc: int, number: int, value: int) -> None:
         """Set a register of up to 64 bits."""
         self.check(self._short.uc_reg_write(uc, number, byref(c_uint64(value))), f"writing register {number}")
+
+    def read_msr(self, uc: int, index: int) -> int:
+        """Return a model-specific register. Not where the guest's accesses to it are intercepted."""
+        msr = _Msr(index)
+        self.check(self._short.uc_reg_read(uc, _REG_MSR, byref(msr)), f"reading MSR {index:#x}")
+        return int(msr.value)
+
+    def write_msr(self, uc: int, index: int, value: int) -> None:
+        """Set a model-specific register; as `read_msr`."""
+        self.check(self._short.uc_reg_write(uc, _REG_MSR, byref(_Msr(index, value))), f"writing MSR {index:#x}")
 
     def read_code(self, uc: int, linear: int, length: int) -> bytes:
         """Return up to `length` bytes of code at a linear address, through the guest's page tables."""

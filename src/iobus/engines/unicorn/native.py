@@ -163,6 +163,7 @@ class NativeCpu(UnicornCpu):
             seg_cs=env + at.SEGMENTS + 24, seg_ss=env + at.SEGMENTS + 48, rcx=env + 8, r11=env + 11 * 8,
             uc=self.uc, tlb_fill=function("x86_cpu_tlb_fill"), tlb_fast=env + offsets.tlb_fast,
             ram_address=function("qemu_ram_addr_from_host"), drop_code=function("tb_invalidate_phys_range"),
+            error_code=env + offsets.error_code,
         )  # fmt: skip
         self._stubs = stubs = Stubs(table)
         intercept = uc_api.INTERCEPT_CB(self._on_intercept)
@@ -271,25 +272,31 @@ class NativeCpu(UnicornCpu):
         """Stop if asked to; take an NMI or an interrupt; else see that the interrupt window is told."""
         if self._stale:
             self._drop_stale()
-        self._requests[1] = 0
         if self._kicked or self._error is not None or self._closing:
+            self._requests[1] &= _REQUEST_NMI
             self.library.stop(self.uc)
             return 0
+        requests = self._requests[1] & _REQUEST_NMI  # the library takes it when no other NMI is in service
         if self._nmi_pending:
             self._nmi_pending = False
-            self._requests[1] = _REQUEST_NMI  # the library takes it when no other NMI is in service
+            requests |= _REQUEST_NMI
+        u32, vector, controller = self._state.u32, None, self.vcpu.controller
+        if controller is not None:
+            open_ = u32[at.EFLAGS >> 2] & RFLAGS_IF and not u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ
+            if requests and not u32[at.HFLAGS2 >> 2] & at.HF2_NMI:  # the NMI comes first
+                open_ = False
+            with self.machine.lock:
+                if open_ and controller.pending():
+                    vector = controller.acknowledge()
+                if controller.pending():  # masked now, or behind the first: come back when the window opens
+                    requests |= _REQUEST_VIRQ
+        self._requests[1] = requests
+        if requests:
             self._icount_high[0] = 0xFFFF
-        controller = self.vcpu.controller
-        if controller is None:
-            return 0
-        u32, vector = self._state.u32, None
-        with self.machine.lock:
-            if controller.pending() and u32[at.EFLAGS >> 2] & RFLAGS_IF and not u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ:
-                vector = controller.acknowledge()
-            if controller.pending():  # masked now, or behind the first: come back when the window opens
-                self._requests[1] |= _REQUEST_VIRQ
-                self._icount_high[0] = 0xFFFF
         return 0 if vector is None else _HARDWARE | vector
+
+    def nmi_wakes(self) -> bool:
+        return self._nmi_pending and not self._state.u32[at.HFLAGS2 >> 2] & at.HF2_NMI
 
     def _on_hlt(self) -> int:
         trap = self._skip(self._instruction()[1] + 1)

@@ -12,9 +12,11 @@ from typing import Final
 
 CODE: Final = bytes.fromhex(
     """
-    5348 89d3 81fe 0001 0000 7308 488b 3bff 5310 eb35 ff53 4885 c074 2e0f b6f0 a900 0200 0075 0e48 8b7b
-    08ba 0100 0000 ff53 18eb 1648 8b4b 5089 3148 8b4b 58c7 0100 0000 0048 8b3b ff53 1048 8b4b 58c7 0100
-    0000 005b c366 662e 0f1f 8400 0000 0000 5348 89f3 488b 3bff 5310 488b 4b58 c701 0000 0000 b801 0000
+    5348 89d3 81fe 0001 0000 7357 488b 4b58 8339 0074 198d 46fd 83f8 0248 19c0 4883 c002 488b 8b90 0000
+    0048 2901 eb2d 83fe 0b74 0583 fe0d 7523 488b 8b88 0000 00f7 0100 4000 0074 1448 8b8b e800 0000 f601
+    0274 088b 01d1 e8ff c089 0148 8b3b ff53 10eb 35ff 5348 85c0 742e 0fb6 f0a9 0002 0000 750e 488b 7b08
+    ba01 0000 00ff 5318 eb16 488b 4b50 8931 488b 4b58 c701 0000 0000 488b 3bff 5310 488b 4b58 c701 0000
+    0000 5bc3 6666 2e0f 1f84 0000 0000 0090 5348 89f3 488b 3bff 5310 488b 4b58 c701 0000 0000 b801 0000
     005b c30f 1f44 0000 5355 4883 ec08 4889 cb48 89f5 488b 7500 e827 0000 0048 8b75 000f b745 0a48 8d74
     06ff 488b 4500 4831 f0a9 00f0 ffff 7405 e807 0000 0048 83c4 085d 5bc3 4883 ec08 488b 7b08 31d2 ff53
     3848 83f8 ff74 1948 c1e8 0c48 0383 e000 0000 8038 0075 09c6 0001 488b 3bff 5340 4883 c408 c30f 1f00
@@ -37,12 +39,12 @@ CODE: Final = bytes.fromhex(
 )
 ENTRIES: Final = {
     "interrupt": 0x0,
-    "invalid": 0x60,
-    "edge": 0x80,
-    "fill": 0xF0,
-    "syscall": 0x1E0,
-    "rdtsc": 0x330,
-    "table": 0x340,
+    "invalid": 0xB0,
+    "edge": 0xD0,
+    "fill": 0x140,
+    "syscall": 0x230,
+    "rdtsc": 0x380,
+    "table": 0x390,
 }
 """Where each hook starts in `CODE`."""
 
@@ -56,7 +58,7 @@ class Table(ctypes.Structure):
             "cpu", "env", "do_interrupt", "do_hardirq", "raise_exception", "read_eflags", "write_eflags",
             "code_page", "tlb_flush", "intercept", "exception_index", "is_int", "efer", "star", "lstar",
             "cstar", "fmask", "hflags", "rip", "seg_cs", "seg_ss", "rcx", "r11",
-            "uc", "tlb_fill", "tlb_fast", "ram_address", "drop_code", "code_pages",
+            "uc", "tlb_fill", "tlb_fast", "ram_address", "drop_code", "code_pages", "error_code",
         )
     ]  # fmt: skip
 

@@ -42,6 +42,7 @@
         .set RAM_ADDRESS, 0xd0          # qemu_ram_addr_from_host(uc, host)
         .set DROP_CODE, 0xd8            # tb_invalidate_phys_range(uc, from, to)
         .set CODE_PAGES, 0xe0           # a byte per page of the library's RAM: code was translated from it
+        .set ERROR_CODE, 0xe8
 
         # CPUTLBEntry
         .set ADDR_WRITE, 0x08
@@ -56,7 +57,34 @@ interrupt:
         mov     rbx, rdx
         cmp     esi, 0x100
         jae     1f
-        mov     rdi, [rbx + CPU]
+        # The library has put RIP behind an INT already, but a fault in its delivery is a fault at the
+        # INT: 1 byte where the vector is 3 or 4 (INT3, INTO), else 2.
+        mov     rcx, [rbx + IS_INT]
+        cmp     dword ptr [rcx], 0
+        je      4f
+        lea     eax, [rsi - 3]
+        cmp     eax, 2
+        sbb     rax, rax
+        add     rax, 2
+        mov     rcx, [rbx + RIP_AT]
+        sub     [rcx], rax
+        jmp     0f
+        # A fault in a delivery names the gate as 8 * vector + 2; in long mode the library says 16 * vector + 2.
+4:      cmp     esi, 11                 # #NP
+        je      5f
+        cmp     esi, 13                 # #GP
+        jne     0f
+5:      mov     rcx, [rbx + HFLAGS]
+        test    dword ptr [rcx], 0x4000 # LMA
+        jz      0f
+        mov     rcx, [rbx + ERROR_CODE]
+        test    byte ptr [rcx], 2       # IDT
+        jz      0f
+        mov     eax, [rcx]
+        shr     eax
+        inc     eax
+        mov     [rcx], eax
+0:      mov     rdi, [rbx + CPU]
         call    [rbx + DO_INTERRUPT]
         jmp     3f
 1:      call    [rbx + INTERCEPT]

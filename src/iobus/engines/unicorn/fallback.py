@@ -1,0 +1,406 @@
+"""Running with the library's public API only: slower, less exact, and on any host.
+
+The engine comes here where the library is not the one that native.py knows. Guest code runs in slices of
+so many instructions (`emu_start`'s count) and is never stopped from outside, because such a stop may
+repeat half an instruction. Between slices the engine looks for what is due: a kick, an NMI, an interrupt.
+A count makes the library call its hooks before each instruction, and two things hang on that: where a
+device has asked for attention in the middle of a slice, a hook stops it before the next instruction; and
+a HLT, which ends a slice like a used-up count does, is told by a hook on the addresses where one was seen.
+
+Exceptions, SYSCALL and SYSENTER come to hooks in Python (deliver.py has the gates), which edit the CPU's
+state by saving it to a context, whose layout internals.py describes, and restoring that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from typing import TYPE_CHECKING, Final
+
+from iobus.engines.unicorn import internals as at
+from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn.cpu import UnicornCpu
+from iobus.engines.unicorn.cpustate import CpuState
+from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
+from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
+from iobus.paging import translate
+from iobus.registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF, Segment
+from iobus.vcpu import VCPU
+
+if TYPE_CHECKING:
+    from iobus.engines.unicorn.engine import UnicornEngine
+
+SLICE: Final = 20_000
+"""Instructions between two looks at what is due: some 0.5 ms."""
+_WAITING: Final = 200
+"""The same while something waits for the guest to take interrupts."""
+
+LOST: Final = (
+    "Without it the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
+    "the TSC deadline) and CR8 do nothing, and other MSRs that do not exist read 0 instead of faulting; "
+    f"interrupts, NMIs and stops from outside come up to {SLICE} instructions late; the guest's TSC cannot be told; "
+    "hardware task switches through task gates fault."
+)
+"""What the fallback cannot do, as the engine tells it."""
+
+# In the state, behind what internals.py has: the exception that the interrupt hook is called for.
+_ERROR_CODE: Final = 0x1508
+_IS_INT: Final = 0x150C
+_DR0: Final = 0x1518
+_OLD_EXCEPTION: Final = 0x1578
+
+_REG_RFLAGS, _REG_DR0 = 253, 66
+_EFER, _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE = 0xC0000080, *range(0xC0000081, 0xC0000085), 0xC0000102
+_SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
+_EFER_SCE, _RFLAGS_RF, _RFLAGS_VM = 1, 1 << 16, 1 << 17
+_HF_LMA, _HF_CS64 = 1 << 14, 1 << 15
+_CS, _SS = at.SEGMENTS + 24, at.SEGMENTS + 48
+_RCX, _RSP, _R11 = 1, 4, 11
+
+_HLT: Final = 0xF4
+_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3") | frozenset(range(0x40, 0x50))
+_LONGEST: Final = 15
+"""The most bytes an instruction has."""
+_END_HOOKS: Final = 64
+"""How many ends of blocks are hooked before they are all forgotten."""
+
+_FIRST: Final = 1 << 45
+"""Where the first code of all runs; above the guest's physical address width."""
+_MASK64: Final = (1 << 64) - 1
+
+
+class FallbackCpu(UnicornCpu):
+    """A vCPU that runs in slices. Raises `MismatchError` where even the context's layout is not known."""
+
+    traps_msrs = False
+
+    def __init__(self, engine: UnicornEngine, vcpu: VCPU) -> None:
+        super().__init__(engine, vcpu)
+        library = self.library
+        at.check_context(library, self.uc)
+        self._context = library.context(self.uc)
+        self._state = CpuState(self._context.data[at.CONTEXT_HEADER :])
+        self._check_state()
+        self._running = False  # inside emu_start
+        self._code_pages: set[int] = set()  # physical page numbers of translated code
+        self._stale = False  # some of them were written by software
+        self._hlt_end: int | None = None  # the linear address behind a HLT, when one is about to run
+        self._end_hooks: dict[int, int] = {}
+        self._stop_hook: int | None = None
+        self._at_end = uc_api.CODE_CB(self._on_block_end)
+        self._at_stop = uc_api.CODE_CB(self._on_stop)
+        self.hook(uc_api.HOOK_INTR, uc_api.INTR_CB(self._on_exception))
+        self.hook(uc_api.HOOK_INSN_INVALID, uc_api.INVALID_CB(self._on_invalid))
+        self.hook(uc_api.HOOK_EDGE_GENERATED, uc_api.EDGE_CB(self._on_translated))
+        self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_syscall), instruction=uc_api.INSN_SYSCALL)
+        self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_sysenter), instruction=uc_api.INSN_SYSENTER)
+        self._run_first()
+
+    def _check_state(self) -> None:
+        """Compare, beside the registers that `check_context` knows, those around the exception's fields."""
+        library, uc, u64 = self.library, self.uc, self._state.u64
+        saved = {}
+        for index in (0, 3, 6):
+            saved[index] = library.read_register(uc, _REG_DR0 + index)
+            library.write_register(uc, _REG_DR0 + index, 0x1111000 + index)
+        self.state()
+        found = [u64[(_DR0 >> 3) + index] & 0xFFFFFFFF for index in saved]
+        for index, value in saved.items():
+            library.write_register(uc, _REG_DR0 + index, value)
+        if found != [0x1111000 + index for index in saved]:
+            raise at.MismatchError("the debug registers are not where expected in the context")
+        if u64[at.EFER >> 3] != library.read_msr(uc, _EFER):
+            raise at.MismatchError("EFER is not where expected in the context")
+
+    def _run_first(self) -> None:
+        """Run a HLT of our own: the library tells of new translations only after a first one.
+
+        Its hook stays, because with a second hook on code the library looks through its list of them at
+        each instruction; with only the count's it calls that directly, and a later one is not seen.
+        """
+        page = mmap.mmap(-1, mmap.PAGESIZE)
+        page[0] = _HLT
+        self._first = page  # the library holds only its address
+        library, uc = self.library, self.uc
+        library.map_ram(uc, _FIRST, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
+        library.add_hook(uc, uc_api.HOOK_CODE, self._at_end, _FIRST, within=(_FIRST, _FIRST))
+        library.check(library.emu_start(uc, _FIRST, SLICE), "running a first instruction")
+        if self._hlt_end != _FIRST + 1:
+            raise at.MismatchError("a hook on code is not called")
+
+    # UnicornCpu's requirements.
+
+    def state(self) -> CpuState:
+        self._context.save()
+        return self._state
+
+    def put_state(self) -> None:
+        self._context.restore()
+
+    def rflags(self) -> int:
+        return self.library.read_register(self.uc, _REG_RFLAGS) | 2
+
+    def poke(self) -> None:
+        if threading.current_thread() is self._thread:
+            self._end_slice()
+
+    def unclaimed(self, exit: MmioExit | PioExit) -> int:
+        value = super().unclaimed(exit)
+        if self._kicked or self._closing:
+            self._end_slice()
+        return value
+
+    def enter(self) -> None:
+        while not (self._kicked or self._error is not None or self._closing):
+            count = self._attend()
+            if self._exit is None:
+                self._run(count)
+            if self._exit is not None or self.halted:
+                return
+
+    def power_on(self) -> None:
+        for msr in (_STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP):
+            self.library.write_msr(self.uc, msr, 0)
+        state = self.state()
+        state.u32[at.HFLAGS2 >> 2] = at.HF2_GIF
+        self._exception_taken()
+        self.put_state()
+
+    def invalidate(self, gpa: int, length: int) -> None:
+        first, last = gpa >> 12, gpa + length - 1 >> 12
+        pages = self._code_pages
+        if last - first < len(pages):
+            hit = any(page in pages for page in range(first, last + 1))
+        else:
+            hit = any(first <= page <= last for page in tuple(pages))
+        if hit:
+            self._stale = True
+            self.poke()
+
+    def close(self) -> None:
+        if not self._closing:
+            super().close()
+            self._context.close()
+
+    # Slices.
+
+    def _run(self, count: int) -> None:
+        library, uc = self.library, self.uc
+        if self._stale:
+            self._stale = False
+            self._forget_code()
+        self._hlt_end = None
+        self._running = True
+        try:
+            error = library.emu_start(uc, self.state().rip, count)
+        finally:
+            self._running = False
+        if self._stop_hook is not None:
+            library.remove_hook(uc, self._stop_hook)
+            self._stop_hook = None
+        state = self.state()
+        if error and self._exit is None and self._error is None:
+            raise EngineError(f"unicorn stopped at rip {state.rip:#x}: {library.error_text(error)} (error {error})")
+        if self._hlt_end is not None and self._hlt_end == _linear(state):
+            self.halted = True
+        if len(self._end_hooks) > _END_HOOKS:
+            for hook in self._end_hooks.values():
+                library.remove_hook(uc, hook)
+            self._end_hooks.clear()
+            self._forget_code()  # each HLT that is translated again is hooked again
+
+    def _forget_code(self) -> None:
+        self._code_pages.clear()
+        self.library.flush_code(self.uc)
+
+    def _end_slice(self) -> None:
+        """Stop before the next instruction. On the vCPU's thread, in a callback of the library."""
+        if self._running and self._stop_hook is None:
+            self._stop_hook = self.library.add_hook(self.uc, uc_api.HOOK_CODE, self._at_stop)
+
+    def _attend(self) -> int:
+        """Deliver an NMI or an interrupt that is due; return how many instructions to run until the next look."""
+        state = self.state()
+        shadow = bool(state.u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ)
+        if shadow and (self._nmi_pending or self.vcpu.controller is not None):
+            return 1
+        if self._nmi_pending and not state.u32[at.HFLAGS2 >> 2] & at.HF2_NMI:
+            self._nmi_pending = False
+            state.u32[at.HFLAGS2 >> 2] |= at.HF2_NMI  # IRET clears it
+            self._deliver(Event(NMI, exception=False))
+            return _WAITING
+        rest = _WAITING if self._nmi_pending else SLICE
+        controller = self.vcpu.controller
+        if controller is None:
+            return rest
+        interruptible = self.rflags() & RFLAGS_IF
+        with self.machine.lock:
+            if not controller.pending():
+                return rest
+            vector = controller.acknowledge() if interruptible else None
+            if controller.pending():
+                rest = _WAITING
+        if vector is not None:
+            self._deliver(Event(vector, exception=False))
+        return rest
+
+    def nmi_wakes(self) -> bool:
+        return self._nmi_pending and not self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI
+
+    def _deliver(self, event: Event) -> None:
+        """Enter a handler, from what `state()` was last filled with."""
+        state, running = self._state, self._running
+        try:
+            flags = deliver(self.vcpu, state, self.rflags(), event)
+        except TripleFault:
+            self._exit = ShutdownExit(state.rip)
+            if running:
+                self.library.stop(self.uc)
+            return
+        state.set_flags(flags, running=running)
+        state.update_hflags()
+        self._exception_taken()
+        self.put_state()
+
+    def _exception_taken(self) -> None:
+        """Leave no trace of an exception: the library would make the next one a double fault."""
+        self._state.u32[_IS_INT >> 2] = 0
+        self._state.u32[_OLD_EXCEPTION >> 2] = 0xFFFFFFFF
+
+    # Hooks. Where the library calls them inside an instruction, they do not stop it.
+
+    def _on_exception(self, _: int, vector: int, __: int) -> None:
+        try:
+            self._hlt_end = None
+            u32 = self.state().u32
+            if vector > 0xFF:
+                raise EngineError(f"unicorn: unexpected exception {vector:#x} at rip {self._state.rip:#x}")
+            if u32[_IS_INT >> 2]:
+                self._deliver(Event(vector, software=True, start=self._start_of_int(vector)))
+            else:
+                self._deliver(Event(vector, u32[_ERROR_CODE >> 2] if vector in HAS_ERROR_CODE else None))
+        except BaseException as exc:
+            self._fail(exc)
+
+    def _start_of_int(self, vector: int) -> int:
+        """Where the INT n, INT3 or INTO in front of RIP starts."""
+        linear, mask = _linear(self._state), _mask(self._state)
+        before = self.library.read_code(self.uc, linear - 2 & mask, 2)
+        short = {3: 0xCC, 4: 0xCE}.get(vector)
+        return self._state.rip - (1 if before[-1] == short else 2) & mask
+
+    def _on_invalid(self, _: int, __: int) -> bool:
+        try:
+            self.state()
+            self._deliver(Event(UD))
+        except BaseException as exc:
+            self._fail(exc)
+        return True
+
+    def _on_syscall(self, _: int, __: int) -> None:
+        """SYSCALL, by the AMD64 APM vol. 3. The library adds the instruction's 2 bytes to RIP afterwards."""
+        try:
+            library, uc = self.library, self.uc
+            state, flags = self.state(), self.rflags()
+            if not state.u64[at.EFER >> 3] & _EFER_SCE:
+                self._fault_in_place(Event(UD))
+                return
+            star, hflags, behind = library.read_msr(uc, _STAR), state.u32[at.HFLAGS >> 2], state.rip + 2
+            state.u64[_RCX] = behind & _mask(state)
+            if hflags & _HF_LMA:
+                state.u64[_R11] = flags & ~_RFLAGS_RF
+                target = library.read_msr(uc, _LSTAR if hflags & _HF_CS64 else _CSTAR)
+                flags &= ~(library.read_msr(uc, _FMASK) | _RFLAGS_RF)
+            else:
+                target = star & 0xFFFFFFFF
+                flags &= ~(_RFLAGS_VM | RFLAGS_IF | _RFLAGS_RF)
+            self._enter_kernel(star >> 32 & 0xFFFC, target, flags)
+        except BaseException as exc:
+            self._fail(exc)
+
+    def _on_sysenter(self, _: int, __: int) -> None:
+        """SYSENTER, by the Intel SDM vol. 2B; RIP as at SYSCALL."""
+        try:
+            library, uc = self.library, self.uc
+            state, flags = self.state(), self.rflags()
+            selector = library.read_msr(uc, _SYSENTER_CS) & 0xFFFC
+            if not selector:
+                self._fault_in_place(Event(GP, 0))
+                return
+            state.u64[_RSP] = library.read_msr(uc, _SYSENTER_ESP) & _mask(state)
+            target = library.read_msr(uc, _SYSENTER_EIP) & _mask(state)
+            self._enter_kernel(selector, target, flags & ~(_RFLAGS_VM | RFLAGS_IF | _RFLAGS_RF))
+        except BaseException as exc:
+            self._fail(exc)
+
+    def _enter_kernel(self, selector: int, target: int, flags: int) -> None:
+        """Go to `target` at level 0, with flat segments, CS and SS being `selector` and the next."""
+        state = self._state
+        long_mode = bool(state.u32[at.HFLAGS >> 2] & _HF_LMA)
+        state.set_segment(_CS, Segment(selector, 0, 0xFFFFFFFF, 0xA09B if long_mode else 0xC09B))
+        state.set_segment(_SS, Segment(selector + 8 & 0xFFFC, 0, 0xFFFFFFFF, 0xC093))
+        state.rip = target - 2 & _MASK64
+        state.set_flags(flags, running=True)
+        state.update_hflags()
+        self.put_state()
+
+    def _fault_in_place(self, event: Event) -> None:
+        """Deliver a fault of an instruction that the library takes for done, and steps over."""
+        self._deliver(event)
+        if self._exit is None:
+            self._state.rip = self._state.rip - 2 & _MASK64
+            self.put_state()
+
+    def _on_translated(self, _: int, block: int, __: int, ___: int) -> None:
+        """A block was translated: note its pages, see to it that stores there are noticed, look for a HLT."""
+        try:
+            pc, size = ctypes.c_uint64.from_address(block).value, ctypes.c_uint16.from_address(block + 10).value
+            # A store through another mapping of the page is noticed only when its TLB entry is made anew.
+            self.library.flush_tlb(self.uc)
+            paging, memory = self.state().paging(), self.machine.memory
+            # The CPU has fetched this code: only the address is asked for.
+            paging = paging._replace(cpl=0, cr4=paging.cr4 & ~(CR4_SMAP | CR4_SMEP))
+            last = pc + max(size, 1) - 1
+            gpa = translate(memory, paging, last)
+            self._code_pages.add(gpa >> 12)
+            if (last ^ pc) >> 12:
+                self._code_pages.add(translate(memory, paging, pc) >> 12)
+            if memory.load(gpa, 1) == _HLT:
+                self._hook_end(last)
+        except GuestFault:
+            pass  # the page tables have changed under the code that runs: its pages were noted before
+        except BaseException as exc:
+            self._fail(exc)
+
+    def _hook_end(self, last: int) -> None:
+        """Have `_on_block_end` called for the instructions that may be the one that ends at `last`."""
+        if last not in self._end_hooks:
+            within = max(last - _LONGEST + 1, 0), last
+            self._end_hooks[last] = self.library.add_hook(self.uc, uc_api.HOOK_CODE, self._at_end, last, within=within)
+
+    def _on_block_end(self, _: int, address: int, size: int, last: int) -> None:
+        """An instruction near a block's end is about to run: see whether it is a HLT that ends there."""
+        try:
+            if address + size - 1 != last:
+                return
+            code = self.library.read_code(self.uc, address, size)
+            if code[-1] == _HLT and _PREFIXES.issuperset(code[:-1]):
+                self._hlt_end = last + 1
+            elif last in self._end_hooks:
+                self.library.remove_hook(self.uc, self._end_hooks.pop(last))
+        except BaseException as exc:
+            self._fail(exc)
+
+    def _on_stop(self, _: int, __: int, ___: int, ____: int) -> None:
+        self.library.stop(self.uc)
+
+
+def _mask(state: CpuState) -> int:
+    """The width of linear addresses and of RIP."""
+    return _MASK64 if state.u64[at.EFER >> 3] & EFER_LMA else 0xFFFFFFFF
+
+
+def _linear(state: CpuState) -> int:
+    """The linear address of RIP."""
+    return state.rip + state.u64[_CS + 8 >> 3] & _mask(state)

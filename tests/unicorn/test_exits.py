@@ -1,0 +1,641 @@
+"""What `run` hands back from a guest on the Unicorn engine, and that the machine goes on from it.
+
+On this engine a 64-bit access to a device is two 32-bit ones, the lower address first, and an
+unaligned one is aligned pieces (docs/engines.md, "Limits").
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rig import CODE, DATA, MMIO, RAM, Guest, RealModeGuest, Vectors, code16, code64
+
+from iobus.bus import Device, DeviceError
+from iobus.clock import RealClock, TimerError
+from iobus.exits import (
+    EngineError,
+    Exit,
+    HltExit,
+    KickExit,
+    MmioExit,
+    PioExit,
+    PowerOffExit,
+    ShutdownExit,
+    TimeoutExit,
+)
+from iobus.machine import UnclaimedAccess
+
+SPIN = code64("""
+    48 ff c1  ; inc rcx
+    eb fb     ; jmp .-3
+""")
+SPIN_IF = code64("""
+    fb        ; sti
+    48 ff c1  ; inc rcx
+    eb fb     ; jmp .-3
+""")
+
+
+def answered(guest: Guest, *data: int) -> list[Exit]:
+    """Run to the end, answering reads with `data` in turn; return the exits."""
+    exits: list[Exit] = []
+    values = iter(data)
+    while True:
+        exit = guest.vcpu.run()
+        exits.append(exit)
+        if isinstance(exit, HltExit):
+            return exits
+        assert isinstance(exit, MmioExit | PioExit), exit
+        if not exit.is_write:
+            exit.data = next(values)
+
+
+class Faulty(Device):
+    """Raises at every access, having noted it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int | None]] = []
+
+    def read(self, offset: int, size: int) -> int:
+        self.seen.append((offset, size, None))
+        raise ZeroDivisionError("on purpose")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.seen.append((offset, size, value))
+        raise ZeroDivisionError("on purpose")
+
+
+class Calls(Device):
+    """Calls a function at every access, and declines it."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function
+
+    def read(self, offset: int, size: int) -> int:
+        self.function()
+        return NotImplemented  # type: ignore[no-any-return]
+
+    def write(self, offset: int, size: int, value: int) -> object:
+        self.function()
+        return NotImplemented
+
+
+# Unclaimed accesses.
+
+
+def test_an_unclaimed_mmio_read_is_answered_by_the_caller() -> None:
+    """Each size comes as an exit with its address, and the caller's data ends in the register, no more of it."""
+    program = code64("""
+        48 c7 c0 ff ff ff ff  ; mov rax, -1
+        8a 03                 ; mov al, [rbx]
+        48 c7 c1 ff ff ff ff  ; mov rcx, -1
+        66 8b 4b 02           ; mov cx, [rbx + 2]
+        48 c7 c2 ff ff ff ff  ; mov rdx, -1
+        8b 53 04              ; mov edx, [rbx + 4]
+        48 8b 73 08           ; mov rsi, [rbx + 8]
+        f4                    ; hlt
+    """)
+    with Guest(program) as guest:
+        exits = answered(guest, 0x11, 0x2222, 0x33333333, 0x44444444, 0x55555555)
+        assert exits == [
+            MmioExit(MMIO, 1, False, 0x11),
+            MmioExit(MMIO + 2, 2, False, 0x2222),
+            MmioExit(MMIO + 4, 4, False, 0x33333333),
+            MmioExit(MMIO + 8, 4, False, 0x44444444),
+            MmioExit(MMIO + 12, 4, False, 0x55555555),
+            HltExit(),
+        ]
+        r = guest.vcpu.registers
+        assert (r.rax, r.rcx) == (0xFFFFFFFFFFFFFF11, 0xFFFFFFFFFFFF2222)
+        assert (r.rdx, r.rsi) == (0x33333333, 0x5555555544444444)
+
+
+def test_an_unclaimed_mmio_write_brings_its_data() -> None:
+    """The exit of a write holds the value, cut to its size; 8 bytes come in two halves."""
+    program = code64("""
+        48 b8 88 77 66 55 44 33 22 11  ; mov rax, 0x1122334455667788
+        88 03                          ; mov [rbx], al
+        66 89 43 02                    ; mov [rbx + 2], ax
+        89 43 04                       ; mov [rbx + 4], eax
+        48 89 43 08                    ; mov [rbx + 8], rax
+        f4                             ; hlt
+    """)
+    with Guest(program) as guest:
+        assert answered(guest) == [
+            MmioExit(MMIO, 1, True, 0x88),
+            MmioExit(MMIO + 2, 2, True, 0x7788),
+            MmioExit(MMIO + 4, 4, True, 0x55667788),
+            MmioExit(MMIO + 8, 4, True, 0x55667788),
+            MmioExit(MMIO + 12, 4, True, 0x11223344),
+            HltExit(),
+        ]
+
+
+def test_an_answer_wider_than_the_access_is_cut() -> None:
+    """A caller that leaves too much in `data` changes no bits beyond the access."""
+    program = code64("""
+        b8 ff ff ff ff  ; mov eax, -1
+        e4 10           ; in al, 0x10
+        0f b6 0b        ; movzx ecx, byte ptr [rbx]
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        answered(guest, 0x1234, -2)
+        r = guest.vcpu.registers
+        assert (r.rax, r.rcx) == (0xFFFFFF34, 0xFE)
+
+
+def test_unclaimed_ports_read_and_write() -> None:
+    """IN and OUT of all sizes, by immediate and by DX, are exits of their own kind."""
+    program = code64("""
+        e4 10           ; in al, 0x10
+        ba fe ff 00 00  ; mov edx, 0xfffe
+        66 ed           ; in ax, dx
+        89 c1           ; mov ecx, eax
+        ba 34 12 00 00  ; mov edx, 0x1234
+        ed              ; in eax, dx
+        e6 20           ; out 0x20, al
+        66 ef           ; out dx, ax
+        ef              ; out dx, eax
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        assert answered(guest, 0xAB, 0xCDEF, 0x89ABCDEF) == [
+            PioExit(0x10, 1, False, 0xAB),
+            PioExit(0xFFFE, 2, False, 0xCDEF),
+            PioExit(0x1234, 4, False, 0x89ABCDEF),
+            PioExit(0x20, 1, True, 0xEF),
+            PioExit(0x1234, 2, True, 0xCDEF),
+            PioExit(0x1234, 4, True, 0x89ABCDEF),
+            HltExit(),
+        ]
+        r = guest.vcpu.registers
+        assert (r.rcx, r.rax) == (0xCDEF, 0x89ABCDEF)
+
+
+def test_string_io_comes_element_by_element() -> None:
+    """REP INSB and, backwards, REP OUTSW: one exit an element, in the order of the addresses."""
+    program = code64("""
+        ba 60 00 00 00  ; mov edx, 0x60
+        b9 03 00 00 00  ; mov ecx, 3
+        f3 6c           ; rep insb
+        48 8d 77 ff     ; lea rsi, [rdi - 1]
+        fd              ; std
+        b9 02 00 00 00  ; mov ecx, 2
+        66 f3 6f        ; rep outsw
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        exits = answered(guest, 1, 2, 3)
+        assert exits[:3] == [PioExit(0x60, 1, False, value) for value in (1, 2, 3)]
+        assert exits[3:] == [PioExit(0x60, 2, True, 0x0003), PioExit(0x60, 2, True, 0x0201), HltExit()]
+        assert guest.memory.read(DATA, 4) == b"\1\2\3\0"
+        assert guest.vcpu.registers.rcx == 0
+
+
+def test_string_moves_between_ram_and_devices() -> None:
+    """REP MOVSD from a device to RAM, then MOVSB from device to device: read, then write, for each element."""
+    program = code64("""
+        48 89 de        ; mov rsi, rbx
+        b9 02 00 00 00  ; mov ecx, 2
+        f3 a5           ; rep movsd
+        48 89 f7        ; mov rdi, rsi
+        a4              ; movsb
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        assert answered(guest, 0x11111111, 0x22222222, 0x33) == [
+            MmioExit(MMIO, 4, False, 0x11111111),
+            MmioExit(MMIO + 4, 4, False, 0x22222222),
+            MmioExit(MMIO + 8, 1, False, 0x33),
+            MmioExit(MMIO + 8, 1, True, 0x33),
+            HltExit(),
+        ]
+        assert guest.word() == 0x2222222211111111
+
+
+def test_a_read_modify_write_reads_once_and_writes_once() -> None:
+    """ADD, XCHG and a locked XADD on a device: one read and one write each, the exit between them included."""
+    program = code64("""
+        b8 05 00 00 00  ; mov eax, 5
+        01 03           ; add [rbx], eax
+        87 03           ; xchg [rbx], eax
+        b9 01 00 00 00  ; mov ecx, 1
+        f0 0f c1 0b     ; lock xadd [rbx], ecx
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        assert answered(guest, 10, 20, 30) == [
+            MmioExit(MMIO, 4, False, 10),
+            MmioExit(MMIO, 4, True, 15),
+            MmioExit(MMIO, 4, False, 20),
+            MmioExit(MMIO, 4, True, 5),
+            MmioExit(MMIO, 4, False, 30),
+            MmioExit(MMIO, 4, True, 31),
+            HltExit(),
+        ]
+        r = guest.vcpu.registers
+        assert (r.rax, r.rcx) == (20, 30)
+
+
+def covered(exits: list[Exit]) -> bytes:
+    """The bytes that write exits hold, in the order of their addresses, which must be without a gap."""
+    pieces = sorted((exit.address, exit.size, exit.data) for exit in exits if isinstance(exit, MmioExit))
+    for (address, size, _), (following, _, _) in itertools.pairwise(pieces):
+        assert address + size == following
+        assert address // 4096 == (address + size - 1) // 4096
+    return b"".join(data.to_bytes(size, "little") for _, size, data in pieces)
+
+
+def test_an_access_across_two_pages_is_an_exit_for_each() -> None:
+    """Both exits of one instruction are answered, and no exit crosses the page."""
+    program = code64("""
+        c7 83 fe 0f 00 00 11 22 33 44  ; mov dword ptr [rbx + 0xffe], 0x44332211
+        f4                             ; hlt
+    """)
+    with Guest(program) as guest:
+        exits = answered(guest)
+        assert len(exits) > 2
+        assert covered(exits) == b"\x11\x22\x33\x44"
+
+
+def test_a_read_across_two_pages_is_put_together() -> None:
+    """The caller serves each part from its own memory; the register has all of it."""
+    program = code64("""
+        8b 83 fe 0f 00 00  ; mov eax, [rbx + 0xffe]
+        f4                 ; hlt
+    """)
+    content = bytes(range(256)) * 32
+    with Guest(program) as guest:
+        while isinstance(exit := guest.vcpu.run(), MmioExit):
+            at = exit.address - MMIO
+            assert at // 4096 == (at + exit.size - 1) // 4096
+            exit.data = int.from_bytes(content[at : at + exit.size], "little")
+        assert guest.vcpu.registers.rax == int.from_bytes(content[0xFFE:0x1002], "little")
+
+
+def test_an_access_half_in_ram_exits_for_the_other_half() -> None:
+    """The end of RAM in the middle of an access: RAM gives its part, the caller the rest."""
+    program = code64("""
+        8b 04 25 fe ff 1f 00  ; mov eax, [0x1ffffe]
+        89 0c 25 fe ff 1f 00  ; mov [0x1ffffe], ecx
+        f4                    ; hlt
+    """)
+    with Guest(program) as guest:
+        guest.memory.store(RAM - 2, 2, 0x2211)
+        guest.set(rcx=0x44332211)
+        written = bytearray()
+        while isinstance(exit := guest.vcpu.run(), MmioExit):
+            assert exit.address >= RAM
+            if exit.is_write:
+                written[exit.address - RAM :] = exit.data.to_bytes(exit.size, "little")
+            else:
+                exit.data = int.from_bytes(b"\x33\x44\0\0"[exit.address - RAM :][: exit.size], "little")
+        assert guest.vcpu.registers.rax == 0x44332211
+        assert bytes(written[:2]) == b"\x33\x44"
+        assert guest.memory.load(RAM - 2, 2) == 0x2211
+
+
+def test_a_machine_answers_with_ones_and_counts() -> None:
+    """`Machine.run`: a read is all ones of its size, a write is dropped, both are counted by address."""
+    program = code64("""
+        0f b6 03  ; movzx eax, byte ptr [rbx]
+        8b 4b 04  ; mov ecx, [rbx + 4]
+        88 03     ; mov [rbx], al
+        88 03     ; mov [rbx], al
+        31 d2     ; xor edx, edx
+        66 ed     ; in ax, dx
+        f4        ; hlt
+    """)
+    with Guest(program) as guest:
+        r = guest.finish()
+        assert (r.rax, r.rcx) == (0xFFFF, 0xFFFFFFFF)
+        assert guest.machine.unclaimed == {
+            UnclaimedAccess("mmio", MMIO, False): 1,
+            UnclaimedAccess("mmio", MMIO + 4, False): 1,
+            UnclaimedAccess("mmio", MMIO, True): 2,
+            UnclaimedAccess("pio", 0, False): 1,
+        }
+
+
+def test_a_machine_can_stop_at_unclaimed_accesses() -> None:
+    """`unclaimed="stop"` hands them out; a later run with the default answers the next itself."""
+    program = code64("""
+        e4 10  ; in al, 0x10
+        e4 11  ; in al, 0x11
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+        assert guest.machine.run(timeout=20, unclaimed="stop") == PioExit(0x10, 1, False)
+        guest.finish()
+        assert guest.machine.unclaimed == {UnclaimedAccess("pio", 0x11, False): 1}
+
+
+def test_registers_can_be_read_but_not_set_within_an_access() -> None:
+    """While an exit waits for its answer the registers are those before the instruction."""
+    program = code64("""
+        b8 01 00 00 00  ; mov eax, 1
+        e4 10           ; in al, 0x10
+        f4              ; hlt
+    """)
+    with Guest(program) as guest:
+        assert isinstance(guest.vcpu.run(), PioExit)
+        assert guest.vcpu.registers.rax == 1
+        with pytest.raises(EngineError, match="in the middle of an access"):
+            guest.set(rax=2)
+
+
+# Errors of devices.
+
+
+def test_a_device_error_raises_out_of_run_and_run_goes_on() -> None:
+    """It names the access and has the cause; a read is completed with ones, no access happens twice."""
+    program = code64("""
+        e4 10     ; in al, 0x10
+        eb 00     ; jmp .+2
+        8b 4b 04  ; mov ecx, [rbx + 4]
+        eb 00     ; jmp .+2
+        89 4b 08  ; mov [rbx + 8], ecx
+        eb 00     ; jmp .+2
+        f4        ; hlt
+    """)
+    with Guest(program) as guest:
+        device = Faulty()
+        guest.machine.mmio.attach(device, MMIO, 16)
+        guest.machine.pio.attach(device, 0x10, 1)
+        found = []
+        for _ in range(3):
+            with pytest.raises(DeviceError, match="on purpose") as caught:
+                guest.machine.run(timeout=20)
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)
+            found.append((caught.value.address, caught.value.is_write))
+            assert guest.vcpu.load(DATA, 4) == 0
+        r = guest.finish()
+        assert found == [(0x10, False), (MMIO + 4, False), (MMIO + 8, True)]
+        assert device.seen == [(0, 1, None), (4, 4, None), (8, 4, 0xFFFFFFFF)]
+        assert (r.rax & 0xFF, r.rcx) == (0xFF, 0xFFFFFFFF)
+
+
+def test_of_several_device_errors_before_the_guest_stops_each_is_raised() -> None:
+    """A block of code runs to its end, so there can be more than one: each run raises one, in their order."""
+    program = code64("""
+        e4 10  ; in al, 0x10
+        e4 11  ; in al, 0x11
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+        device = Faulty()
+        guest.machine.pio.attach(device, 0x10, 2)
+        for port in (0x10, 0x11):
+            with pytest.raises(DeviceError, match="on purpose") as caught:
+                guest.machine.run(timeout=20)
+            assert caught.value.address == port
+        guest.finish()
+        assert len(device.seen) == 2
+
+
+def test_an_error_in_a_timer_raises_out_of_run() -> None:
+    """`TimerError` has the cause; the guest, which was spinning, can be run on."""
+    with Guest(SPIN) as guest:
+        clock = guest.machine.clock
+        assert isinstance(clock, RealClock)
+        with guest.machine.lock:
+            clock.timer(lambda: 1 // 0, "broken").arm(0)
+        with pytest.raises(TimerError, match="broken") as caught:
+            guest.machine.run(timeout=20)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+
+
+# HLT.
+
+
+def test_hlt_with_interrupts_off_is_an_exit_until_an_nmi() -> None:
+    """Nothing maskable wakes it: it exits again when run again, and an NMI takes it behind the HLT."""
+    program = code64("""
+        f4     ; hlt
+        ff c0  ; inc eax
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+        guest.gate(
+            2,
+            code64("""
+                ff c1  ; inc ecx
+                48 cf  ; iretq
+        """),
+            CODE + 0x1000,
+        )
+        controller = Vectors(guest.machine, 0x40)
+        for _ in range(3):
+            assert guest.vcpu.run() == HltExit()
+        guest.vcpu.nmi()
+        r = guest.finish()
+        assert (r.rax, r.rcx) == (1, 1)
+        assert controller.waiting
+
+
+@pytest.mark.parametrize("wake", ["interrupt", "nmi", "kick"])
+def test_a_halted_guest_is_woken_from_another_thread(wake: str) -> None:
+    """HLT with interrupts on sleeps in `run`; an interrupt or an NMI runs its handler, a kick returns."""
+    program = code64("""
+        fb  ; sti
+        f4  ; hlt
+        fa  ; cli
+        f4  ; hlt
+    """)
+    with Guest(program) as guest:
+        handler = code64("""
+            48 ff 04 25 00 00 03 00  ; inc qword ptr [0x30000]
+            48 cf                    ; iretq
+        """)
+        guest.gate(2, handler, CODE + 0x1000)
+        guest.gate(0x40, handler, CODE + 0x1000)
+        controller = Vectors(guest.machine)
+        act = {"interrupt": lambda: controller.request(0x40), "nmi": guest.vcpu.nmi, "kick": guest.vcpu.kick}[wake]
+        thread = threading.Timer(0.02, act)
+        thread.start()
+        exit = guest.vcpu.run()
+        thread.join()
+        if wake == "kick":
+            assert exit == KickExit()
+            controller.request(0x40)
+            exit = guest.vcpu.run()
+        assert exit == HltExit()
+        assert guest.word() == 1
+
+
+# Triple faults.
+
+
+def test_a_triple_fault_in_long_mode_is_a_shutdown() -> None:
+    """#UD with an empty IDT: #GP, #DF, and the end; it stays the end when run again."""
+    with Guest(b"\x90\x0f\x0b") as guest:
+        guest.set(idt_limit=0)
+        assert guest.machine.run(timeout=20) == ShutdownExit(CODE + 1)
+        assert guest.machine.run(timeout=20) == ShutdownExit(CODE + 1)
+
+
+def test_a_triple_fault_in_real_mode_is_a_shutdown() -> None:
+    """INT with an interrupt table of no length, the customary way to reset a PC."""
+    program = code16("""
+        cd 21  ; int 0x21
+        f4     ; hlt
+    """)
+    with RealModeGuest(program) as guest:
+        guest.set(idt_limit=0)
+        assert guest.machine.run(timeout=20) == ShutdownExit(0x7C00)
+        guest.machine.reset()
+        assert guest.vcpu.registers.rip == 0xFFF0
+
+
+# Kicks, timeouts, Ctrl-C.
+
+
+@pytest.mark.parametrize("program", [SPIN, SPIN_IF], ids=["IF=0", "IF=1"])
+def test_no_kick_of_a_spinning_guest_is_lost(program: bytes) -> None:
+    """500 kicks from another thread, at any moment of a run: each ends one, and the guest has gone on."""
+    with Guest(program) as guest:
+        returned = threading.Semaphore(0)
+
+        def kicks() -> None:
+            for number in range(500):
+                if number % 3:
+                    time.sleep(0.0001 * (number % 3))
+                guest.vcpu.kick()
+                returned.acquire()
+
+        thread = threading.Thread(target=kicks)
+        thread.start()
+        for _ in range(500):
+            assert guest.vcpu.run() == KickExit()
+            returned.release()
+        thread.join()
+        assert guest.vcpu.registers.rcx > 500
+
+
+def test_a_kick_before_a_run_is_kept() -> None:
+    """It ends the next run at once, and only that."""
+    with Guest(b"\xf4") as guest:
+        guest.vcpu.kick()
+        guest.vcpu.kick()
+        assert guest.vcpu.run() == KickExit()
+        assert guest.vcpu.run() == HltExit()
+
+
+def test_a_timeout_ends_a_spinning_guest_and_it_goes_on() -> None:
+    """`TimeoutExit` tells the seconds; the guest's registers are there to see, and it runs on from them."""
+    with Guest(SPIN_IF) as guest:
+        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+        first = guest.vcpu.registers.rcx
+        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+        assert guest.vcpu.registers.rcx > first > 0
+
+
+def test_a_device_stops_the_machine_with_its_reason() -> None:
+    """`Machine.stop` in a callback ends the run after that access."""
+    program = code64("""
+        e6 10  ; out 0x10, al
+        eb fe  ; jmp .
+    """)
+    with Guest(program) as guest:
+        guest.machine.pio.attach(Calls(lambda: guest.machine.stop(PowerOffExit())), 0x10, 1)
+        assert guest.machine.run(timeout=20) == PowerOffExit()
+        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+
+
+def test_ctrl_c_stops_the_guest_and_it_runs_on() -> None:
+    """KeyboardInterrupt comes out of `run` in the main thread, with the guest at rest."""
+    with Guest(SPIN) as guest:
+        thread = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            guest.machine.run(timeout=20)
+        thread.join()
+        first = guest.vcpu.registers.rcx
+        assert guest.vcpu.registers.rcx == first > 0
+        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+        assert guest.vcpu.registers.rcx > first
+
+
+@pytest.mark.parametrize("outcome", ["exit", "error"])
+def test_what_the_guest_did_when_ctrl_c_came_is_not_lost(outcome: str) -> None:
+    """An exit or an error that nobody could take, for KeyboardInterrupt was on its way, comes from the next run."""
+    program = code64("""
+        e4 10  ; in al, 0x10
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+
+        def interrupted() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not guest.vcpu.executor._kicked:  # type: ignore[attr-defined]
+                time.sleep(0.001)
+            if outcome == "error":
+                raise ZeroDivisionError("on purpose")
+
+        guest.machine.pio.attach(Calls(interrupted), 0x10, 1)
+        with pytest.raises(KeyboardInterrupt):
+            guest.vcpu.run()
+        if outcome == "error":
+            with pytest.raises(DeviceError, match="on purpose"):
+                guest.vcpu.run()
+        else:
+            exit = guest.vcpu.run()
+            assert exit == PioExit(0x10, 1, False)
+            exit.data = 0x42
+        while isinstance(exit := guest.vcpu.run(), KickExit):
+            pass
+        assert exit == HltExit()
+        assert guest.vcpu.registers.rax == (0xFF if outcome == "error" else 0x42)
+
+
+# The end, with an access under way.
+
+TWICE = code64("""
+    e4 10  ; in al, 0x10
+    e6 11  ; out 0x11, al
+    eb fe  ; jmp .
+""")
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def test_closing_a_machine_with_an_exit_unanswered() -> None:
+    """Its thread ends, also if the guest has more to ask before it can be stopped; it does not run again."""
+    before = threads()
+    with Guest(TWICE) as guest:
+        assert isinstance(guest.vcpu.run(), PioExit)
+    assert threads() == before
+    with pytest.raises(EngineError, match="closed"):
+        guest.vcpu.run()
+
+
+def test_resetting_a_machine_with_an_exit_unanswered() -> None:
+    """The access ends somehow, the CPU is at its reset vector, and runs from where it is put."""
+    with Guest(TWICE) as guest:
+        assert isinstance(guest.vcpu.run(), PioExit)
+        guest.machine.reset()
+        r = guest.vcpu.registers
+        assert (r.rip, r.cs.base, r.cr0 & 1, r.rflags) == (0xFFF0, 0xFFFF0000, 0, 2)
+        guest.memory.write(CODE, b"\xb0\x07\xf4")
+        guest.start()
+        assert guest.finish().rax == 7
+
+
+def test_machines_come_and_go_without_leaving_anything() -> None:
+    """Twenty machines, run and closed: no thread of theirs is left, and no file is open."""
+    before = threads(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with Guest(b"\xf4") as guest:
+            guest.finish()
+    assert (threads(), len(list(Path("/proc/self/fd").iterdir()))) == before
