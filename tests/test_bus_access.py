@@ -223,6 +223,19 @@ def test_an_observer_sees_claimed_accesses_after_they_happened() -> None:
     assert len(seen) == 2
 
 
+def test_an_observer_sees_accesses_that_were_made_before() -> None:
+    """An address that was accessed before the observer came is observed like any other, and stays so."""
+    bus, seen = Bus(), []
+    bus.attach(Recorder(), 0, 16)
+    bus.read(0, 4)
+    bus.write(0, 4, 1)
+    bus.observer = lambda region, *what: seen.append(what)
+    for _ in range(2):
+        bus.read(0, 4)
+        bus.write(0, 4, 1)
+    assert seen == [(0, 4, 0x42, None), (0, 4, None, 1)] * 2
+
+
 def test_an_observer_does_not_see_failed_accesses() -> None:
     """An access that ended in `DeviceError` was not completed."""
     bus, seen = Bus(), []

@@ -78,7 +78,9 @@ class Guest:
     """A machine with 2 MiB of RAM and `program` in it, about to run in long mode at CPL 0."""
 
     def __init__(self, program: bytes, *, clock: Clock | None = None) -> None:
-        self.machine = Machine(UnicornEngine(), clock=clock)
+        engine = UnicornEngine()
+        self.machine = Machine(engine, clock=clock)
+        assert engine.fallback_reason is None, engine.fallback_reason
         self.vcpu = self.machine.vcpus[0]
         self.memory = self.machine.memory
         self.memory.add(0, RAM)

@@ -29,6 +29,7 @@ from iobus.vcpu import VCPU, Answer
 if TYPE_CHECKING:
     from iobus.engines.unicorn.engine import UnicornEngine
 
+_SIGNAL_CHECK: Final = 0.2  # seconds
 _MASKS: Final = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
 _RAX, _RBX, _RCX, _RDX = 0, 3, 1, 2
 
@@ -81,7 +82,9 @@ class UnicornCpu:
             self._answer = answer
             try:
                 self._go.release()
-                self._done.acquire()
+                # Not for ever: a signal that comes just before the wait does not interrupt it.
+                while not self._done.acquire(timeout=_SIGNAL_CHECK):
+                    pass
             except BaseException:  # Ctrl-C: get the guest to a clean stop, then let it go on up
                 self._lost = True
                 self.kick()

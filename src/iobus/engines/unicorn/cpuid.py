@@ -37,8 +37,8 @@ _1_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 31)
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES HYPERVISOR."""
 _X2APIC: Final = 1 << 21
 _TSC_DEADLINE: Final = 1 << 24
-_7_EBX: Final = _bits(0, 3, 7, 8, 9, 19, 20, 23)
-"""FSGSBASE BMI1 SMEP BMI2 ERMS ADX SMAP CLFLUSHOPT."""
+_7_EBX: Final = _bits(0, 3, 7, 8, 9, 19, 20)
+"""FSGSBASE BMI1 SMEP BMI2 ERMS ADX SMAP."""
 _7_EDX: Final = _bits(26, 27, 29)
 """IBRS STIBP ARCH_CAPABILITIES: see IA32_ARCH_CAPABILITIES in msrs.py."""
 _EXT_ECX: Final = _bits(0, 5, 8)

@@ -1,0 +1,190 @@
+"""Interrupt lines and pins, MSI decoding, and the APIC bus."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iobus.irq import ApicBus, DeliveryMode, Message, Pin
+
+
+def pin_with_log() -> tuple[Pin, list[bool]]:
+    log: list[bool] = []
+    return Pin(log.append, name="IRQ5"), log
+
+
+def test_a_line_drives_its_pin() -> None:
+    """The pin follows its line, and its sinks hear of each change once."""
+    pin, log = pin_with_log()
+    line = pin.line("uart")
+    assert not pin.level and not line.level
+    line.set(True)
+    line.set(True)
+    assert pin.level and line.level and log == [True]
+    line.set(False)
+    line.set(False)
+    assert not pin.level and log == [True, False]
+
+
+def test_lines_of_one_pin_are_wired_or() -> None:
+    """A shared pin is high while any of its lines is: one device's deassertion does not hide another's."""
+    pin, log = pin_with_log()
+    first, second = pin.line(), pin.line()
+    first.set(True)
+    second.set(True)
+    first.set(False)
+    assert pin.level and log == [True]
+    first.set(True)
+    second.set(False)
+    assert pin.level and log == [True]
+    first.set(False)
+    assert not pin.level and log == [True, False]
+
+
+def test_a_pulse_is_one_edge() -> None:
+    """`pulse` asserts and deasserts; on a pin that another line holds high it shows nothing."""
+    pin, log = pin_with_log()
+    pin.line().pulse()
+    assert log == [True, False]
+    holder = pin.line()
+    holder.set(True)
+    pin.line().pulse()
+    assert pin.level and log == [True, False, True]
+
+
+def test_a_pulse_of_a_line_that_is_high_ends_low() -> None:
+    """An edge-triggered source's pulse is complete: it leaves the line low."""
+    pin, log = pin_with_log()
+    line = pin.line()
+    line.set(True)
+    line.pulse()
+    assert not pin.level and log == [True, False]
+
+
+def test_every_sink_hears_of_a_change() -> None:
+    """One pin may go to an 8259 and to an IOAPIC; both see the same levels in order."""
+    log: list[tuple[str, bool]] = []
+    pin = Pin(lambda level: log.append(("pic", level)), lambda level: log.append(("ioapic", level)))
+    pin.line().pulse()
+    assert log == [("pic", True), ("ioapic", True), ("pic", False), ("ioapic", False)]
+
+
+def test_lines_are_named() -> None:
+    """A line is named for its device, else for its pin."""
+    pin, _ = pin_with_log()
+    assert pin.line("uart").name == "uart"
+    line = pin.line()
+    assert repr(line) == "<Line 'IRQ5' low>"
+    line.set(True)
+    assert repr(line) == "<Line 'IRQ5' high>"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
+def test_a_pin_is_the_or_of_its_lines(changes: list[tuple[int, bool]]) -> None:
+    """After any sequence the level is the OR, and the sinks heard exactly its changes, alternating."""
+    pin, log = pin_with_log()
+    lines = [pin.line() for _ in range(4)]
+    expected: list[bool] = []
+    for index, level in changes:
+        lines[index].set(level)
+        now = any(line.level for line in lines)
+        if now != (expected[-1] if expected else False):
+            expected.append(now)
+        assert pin.level == now and log == expected
+
+
+# MSI (SDM vol. 3A, 11.11: figures 11-24 and 11-25).
+
+
+def test_an_msi_is_decoded() -> None:
+    """Destination in address bits 12-19; vector, delivery mode and trigger mode in the data."""
+    message = Message.from_msi(0xFEE0_0000 | 0x12 << 12, 0x4041)
+    assert message == Message(0x12, False, DeliveryMode.FIXED, 0x41)
+    message = Message.from_msi(0xFEEF_F000, 0x8000 | 0x4000 | 4 << 8 | 2)
+    assert message == Message(0xFF, False, DeliveryMode.NMI, 2, level_triggered=True)
+
+
+def test_the_destination_mode_of_an_msi() -> None:
+    """Address bit 2 makes the destination logical, with the redirection hint or without: Linux sends it without."""
+    for hint in (0, 8):
+        for logical in (0, 4):
+            message = Message.from_msi(0xFEE0_1000 | hint | logical, 0x31)
+            assert message is not None and message.logical == bool(logical) and message.destination == 1
+
+
+def test_the_redirection_hint_asks_for_the_lowest_priority() -> None:
+    """Address bit 3 sends a fixed interrupt to the CPU of the lowest priority among those addressed."""
+    for address, data, mode in (
+        (0xFEE0_F00C, 0x31, DeliveryMode.LOWEST_PRIORITY),
+        (0xFEE0_F004, 0x31, DeliveryMode.FIXED),
+        (0xFEE0_F004, 0x131, DeliveryMode.LOWEST_PRIORITY),
+        (0xFEE0_F00C, 0x431, DeliveryMode.NMI),
+    ):
+        message = Message.from_msi(address, data)
+        assert message is not None and message.mode is mode
+
+
+@pytest.mark.parametrize("address", [0, 0xFED0_0000, 0xFEF0_0000, 0x1_FEE0_0000])
+def test_a_write_elsewhere_is_no_msi(address: int) -> None:
+    """Only 0xFEExxxxx is the APICs' range."""
+    assert Message.from_msi(address, 0x31) is None
+
+
+def test_the_reserved_delivery_mode_is_no_message() -> None:
+    """Encoding 3 is reserved: nothing is delivered; all others decode."""
+    assert [mode for mode in range(8) if Message.from_msi(0xFEE0_0000, mode << 8) is None] == [3]
+
+
+# The APIC bus.
+
+
+class Lapic:
+    def __init__(self, ids: set[int], priority: int = 0) -> None:
+        self.ids, self.priority = ids, priority
+        self.taken: list[Message] = []
+
+    def matches(self, message: Message) -> bool:
+        return message.destination in self.ids
+
+    def accept(self, message: Message) -> None:
+        self.taken.append(message)
+
+    def arbitration_priority(self) -> int:
+        return self.priority
+
+
+def test_a_message_reaches_every_lapic_it_addresses() -> None:
+    """`send` tells whether anybody took it; a broadcast is taken by all."""
+    bus, lapics = ApicBus(), [Lapic({0, 0xFF}), Lapic({1, 0xFF})]
+    for lapic in lapics:
+        bus.attach(lapic)
+    one, all_, none = (Message(to, False, DeliveryMode.FIXED, 0x31) for to in (1, 0xFF, 7))
+    assert bus.send(one) and bus.send(all_)
+    assert not bus.send(none)
+    assert [lapic.taken for lapic in lapics] == [[all_], [one, all_]]
+
+
+def test_lowest_priority_goes_to_one_lapic_as_fixed() -> None:
+    """Of those addressed the one whose processor priority is lowest takes it; the first of equals; none if none."""
+    bus = ApicBus()
+    outside, high, low, same = Lapic({1}, 0), Lapic({8}, 0x50), Lapic({8}, 0x20), Lapic({8}, 0x20)
+    for lapic in (outside, high, low, same):
+        bus.attach(lapic)
+    message = Message(8, True, DeliveryMode.LOWEST_PRIORITY, 0x31, level_triggered=True)
+    assert bus.send(message)
+    assert low.taken == [message._replace(mode=DeliveryMode.FIXED)]
+    assert not (outside.taken or high.taken or same.taken)
+    low.priority = 0x60
+    assert bus.send(message)
+    assert len(same.taken) == 1
+    assert not bus.send(message._replace(destination=9))
+
+
+def test_eois_reach_every_listener() -> None:
+    """Each IOAPIC hears of the EOI of a level-triggered vector, and compares it itself."""
+    bus, heard = ApicBus(), []
+    bus.on_eoi(lambda vector: heard.append((1, vector)))
+    bus.on_eoi(lambda vector: heard.append((2, vector)))
+    bus.eoi(0x41)
+    assert heard == [(1, 0x41), (2, 0x41)]
