@@ -277,7 +277,10 @@ def test_ctrl_c_stops_the_guest_and_it_runs_on() -> None:
         thread.join()
         first = guest.vcpu.registers.rcx
         assert guest.vcpu.registers.rcx == first > 0
-        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
+        for _ in range(100):  # a run may end before a busy host has let the guest do anything
+            assert guest.machine.run(timeout=0.05) == TimeoutExit(0.05)
+            if guest.vcpu.registers.rcx > first:
+                break
         assert guest.vcpu.registers.rcx > first
 
 
