@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig import CODE, DATA, MMIO, Guest, RealModeGuest, Vectors, code16, code64
@@ -249,10 +250,10 @@ def test_a_kick_before_a_run_is_kept() -> None:
 def test_a_timeout_ends_a_spinning_guest_and_it_goes_on() -> None:
     """`TimeoutExit` tells the seconds; the guest's registers are there to see, and it runs on from them."""
     with Guest(SPIN_IF) as guest:
-        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
-        first = guest.vcpu.registers.rcx
-        assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
-        assert guest.vcpu.registers.rcx > first > 0
+        for _ in range(3):
+            before = guest.vcpu.registers.rcx
+            while guest.vcpu.registers.rcx == before:  # on a busy host a time may pass before the guest starts
+                assert guest.machine.run(timeout=0.01) == TimeoutExit(0.01)
 
 
 def test_a_device_stops_the_machine_with_its_reason() -> None:
@@ -276,7 +277,7 @@ def test_ctrl_c_stops_the_guest_and_it_runs_on() -> None:
             guest.machine.run(timeout=20)
         thread.join()
         first = guest.vcpu.registers.rcx
-        assert guest.vcpu.registers.rcx == first > 0
+        assert guest.vcpu.registers.rcx == first
         for _ in range(100):  # a run may end before a busy host has let the guest do anything
             assert guest.machine.run(timeout=0.05) == TimeoutExit(0.05)
             if guest.vcpu.registers.rcx > first:
@@ -316,6 +317,38 @@ def test_what_the_guest_did_when_ctrl_c_came_is_not_lost(outcome: str) -> None:
         assert guest.vcpu.registers.rax == (0xFF if outcome == "error" else 0x42)
 
 
+def test_ctrl_c_as_the_guest_comes_back_loses_nothing_and_does_not_hang() -> None:
+    """The signal's exception may come right behind the wait, with the hand-over done: the exit is the next run's."""
+
+    class Interrupted:
+        """The lock that is waited on, and a signal when it is taken for the first time."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock, self.come, self.release = lock, False, lock.release
+
+        def acquire(self, **options: Any) -> bool:
+            taken: bool = self.lock.acquire(**options)
+            if taken and not self.come:
+                self.come = True
+                raise KeyboardInterrupt
+            return taken
+
+    program = code64("""
+        e4 10  ; in al, 0x10
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+        executor: Any = guest.vcpu.executor
+        executor._done = Interrupted(executor._done)
+        with pytest.raises(KeyboardInterrupt):
+            guest.vcpu.run()
+        exit = guest.vcpu.run()
+        assert exit == PioExit(0x10, 1, False)
+        exit.data = 0x42
+        assert guest.vcpu.run() == KickExit()
+        assert guest.finish().rax == 0x42
+
+
 # The end, with an access under way.
 
 TWICE = code64("""
@@ -325,8 +358,9 @@ TWICE = code64("""
 """)
 
 
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
+def threads() -> list[str]:
+    """The machines' own threads."""
+    return [thread.name for thread in threading.enumerate() if thread.name in ("vcpu0", "iobus-timers")]
 
 
 def test_closing_a_machine_with_an_exit_unanswered() -> None:

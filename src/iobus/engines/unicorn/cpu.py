@@ -62,6 +62,7 @@ class UnicornCpu:
         self._go, self._done = threading.Lock(), threading.Lock()
         self._go.acquire()
         self._done.acquire()
+        self._runs = self._returns = 0  # how often each way
         self._lost = False  # a second Ctrl-C gave up waiting for the thread
         self._thread: threading.Thread | None = None
         # Set when a halted CPU may have something to do. Only touched while `_waiting`.
@@ -81,6 +82,7 @@ class UnicornCpu:
         if not self._unseen:
             self._answer = answer
             try:
+                self._runs += 1
                 self._go.release()
                 # Not for ever: a signal that comes just before the wait does not interrupt it.
                 while not self._done.acquire(timeout=_SIGNAL_CHECK):
@@ -88,7 +90,9 @@ class UnicornCpu:
             except BaseException:  # Ctrl-C: get the guest to a clean stop, then let it go on up
                 self._lost = True
                 self.kick()
-                self._done.acquire()
+                while self._returns < self._runs and not self._done.acquire(timeout=_SIGNAL_CHECK):
+                    pass
+                self._done.acquire(blocking=False)  # back already: the signal came before or after that was taken
                 self._lost = False
                 self._unseen = True
                 raise
@@ -138,7 +142,7 @@ class UnicornCpu:
             return _ones(exit.size)
         # Hand the access to the caller of run() and wait here, inside the instruction.
         self._exit = exit
-        self._done.release()
+        self._hand_over()
         self._go.acquire()
         self._exit = None
         return exit.data
@@ -212,9 +216,13 @@ class UnicornCpu:
                 self._exit = self._until_exit()
             except BaseException as exc:
                 self._raised = exc
-            self._done.release()
+            self._hand_over()
             if self._closing:
                 return
+
+    def _hand_over(self) -> None:
+        self._done.release()
+        self._returns += 1  # last: who sees it can take `_done` without waiting
 
     def _until_exit(self) -> Exit:
         self._map_memory()
