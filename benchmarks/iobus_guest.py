@@ -13,10 +13,10 @@ import threading
 from pathlib import Path
 
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
+from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.pc import layout
 from iobus.pc.pc import Pc
-from iobus.registers import Registers, Segment
 
 
 def main(kernel: str, initrd: str, command_line: str, mebibytes: str) -> None:

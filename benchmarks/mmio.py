@@ -16,10 +16,10 @@ from unicorn import x86_const
 
 from benchmarks.device import SCRATCH, MyDevice
 from benchmarks.report import Row
+from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import HltExit
 from iobus.pc.pc import MINIMUM_MEMORY, Pc
-from iobus.registers import Registers, Segment
 
 _CODE_AT: Final = 0x10000
 _DEVICE_AT: Final = 0xD0000000

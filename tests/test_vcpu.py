@@ -10,9 +10,9 @@ from page_tables import KIB4, PE, PG, SMAP, WP, A, D, P, Tables, U, W
 
 from iobus.bus import Device, DeviceError
 from iobus.clock import SteppedClock
+from iobus.cpu_registers import Registers
 from iobus.exits import EngineError, MmioExit, PageFault, ProtectionFault
 from iobus.machine import Machine
-from iobus.registers import Registers
 from iobus.vcpu import VCPU, AccessPendingError
 
 PAGE_A, PAGE_B = 0x4000_0000, 0x7000_3000

@@ -1,6 +1,6 @@
 """Guest virtual to guest physical: the page-table walk in software, with every check and its fault.
 
-Near the ground: imports `exits.py`, `memory.py` and `registers.py`. By the Intel SDM vol. 3A, chapter 5
+Near the ground: imports `exits.py`, `memory.py` and `cpu_registers.py`. By the Intel SDM vol. 3A, chapter 5
 ("Paging"): 32-bit, PAE, 4-level and 5-level tables, large pages, user/supervisor, write, NX, SMEP, SMAP.
 """
 
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from iobus.exits import PageFault, ProtectionFault
-from iobus.memory import Memory, MemoryRangeError
-from iobus.registers import (
+from iobus.cpu_registers import (
     CR0_PG,
     CR0_WP,
     CR4_LA57,
@@ -22,6 +20,8 @@ from iobus.registers import (
     EFER_NXE,
     RFLAGS_AC,
 )
+from iobus.exits import PageFault, ProtectionFault
+from iobus.memory import Memory, MemoryRangeError
 
 PHYSICAL_BITS: Final = 40
 """The guest's physical address width, in bits (CPUID leaf 0x80000008): entry bits above are reserved."""

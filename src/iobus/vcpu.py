@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from iobus.bus import Bus, IobusError
 from iobus.clock import Tsc
+from iobus.cpu_registers import Registers
 from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit
 from iobus.irq import Controller
 from iobus.memory import PAGE_SIZE
 from iobus.paging import Paging, translate
-from iobus.registers import Registers
 
 if TYPE_CHECKING:
     from iobus.machine import Machine

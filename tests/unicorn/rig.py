@@ -12,10 +12,10 @@ from collections import deque
 from typing import Final
 
 from iobus.clock import Clock
+from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import Exit, HltExit
 from iobus.machine import Machine
-from iobus.registers import Registers, Segment
 
 RAM: Final = 2 << 20
 PML4, PDPT, PAGE_DIRECTORY, PAGE_TABLE = 0x1000, 0x2000, 0x3000, 0x7000

@@ -28,8 +28,8 @@ from rig import (
     code64,
 )
 
+from iobus.cpu_registers import GPRS, Registers, Segment
 from iobus.exits import GuestFault, HltExit, MmioExit, PioExit
-from iobus.registers import GPRS, Registers, Segment
 
 WORD = st.integers(0, (1 << 64) - 1)
 

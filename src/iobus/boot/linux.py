@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from iobus.bus import IobusError
+from iobus.cpu_registers import Registers, Segment
 from iobus.memory import PAGE_SIZE, Memory
 from iobus.pc import layout
-from iobus.registers import Registers, Segment
 
 BOOT_PARAMS: Final = 0x10000
 GDT: Final = 0x11000

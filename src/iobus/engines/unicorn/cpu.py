@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from iobus.clock import Tsc
+from iobus.cpu_registers import RFLAGS_IF, Registers
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpuid import CPU_SIGNATURE, Cpuid
 from iobus.engines.unicorn.cpustate import CpuState
@@ -23,7 +24,6 @@ from iobus.engines.unicorn.library import Library
 from iobus.exits import EngineError, Exit, HltExit, KickExit, MmioExit, PioExit
 from iobus.memory import Slot
 from iobus.paging import PHYSICAL_BITS, Paging
-from iobus.registers import RFLAGS_IF, Registers
 from iobus.vcpu import VCPU, Answer
 
 if TYPE_CHECKING:

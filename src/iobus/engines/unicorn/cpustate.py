@@ -8,9 +8,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from iobus.cpu_registers import CR0_PE, EFER_LMA, GPRS, SEGMENTS, Registers, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.paging import Paging
-from iobus.registers import CR0_PE, EFER_LMA, GPRS, SEGMENTS, Registers, Segment
 
 _ARITHMETIC: Final = 0x8D5
 """CF, PF, AF, ZF, SF and OF: kept apart from EFLAGS while code runs."""

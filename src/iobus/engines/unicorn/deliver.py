@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from iobus.cpu_registers import CR0_PE, EFER_LMA, RFLAGS_AC, RFLAGS_IF, RFLAGS_TF, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.exits import GuestFault, PageFault, ProtectionFault
 from iobus.memory import PAGE_SIZE
 from iobus.paging import translate
-from iobus.registers import CR0_PE, EFER_LMA, RFLAGS_AC, RFLAGS_IF, RFLAGS_TF, Segment
 from iobus.vcpu import VCPU
 
 DB, NMI, UD, DF, TS, NP, SS, GP, PF = 1, 2, 6, 8, 10, 11, 12, 13, 14

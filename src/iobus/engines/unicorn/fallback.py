@@ -18,6 +18,7 @@ import mmap
 import threading
 from typing import TYPE_CHECKING, Final
 
+from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpu import UnicornCpu
@@ -25,7 +26,6 @@ from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
 from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
 from iobus.paging import translate
-from iobus.registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF, Segment
 from iobus.vcpu import VCPU
 
 if TYPE_CHECKING:
@@ -114,19 +114,19 @@ class FallbackCpu(UnicornCpu):
             raise at.MismatchError("EFER is not where expected in the context")
 
     def _run_first(self) -> None:
-        """Run a HLT of our own: the library tells of new translations only after a first one.
+        """Run two blocks of our own: the library tells of new blocks only after a first one came to its end.
 
-        Its hook stays, because with a second hook on code the library looks through its list of them at
+        The hook stays, because with a second hook on code the library looks through its list of them at
         each instruction; with only the count's it calls that directly, and a later one is not seen.
         """
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        page[0] = _HLT
+        page[:3] = b"\xeb\x00\xf4"  # jmp $ + 2; hlt
         self._first = page  # the library holds only its address
-        library, uc = self.library, self.uc
+        library, uc, last = self.library, self.uc, _FIRST + 2
         library.map_ram(uc, _FIRST, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
-        library.add_hook(uc, uc_api.HOOK_CODE, self._at_end, _FIRST, within=(_FIRST, _FIRST))
-        library.check(library.emu_start(uc, _FIRST, SLICE), "running a first instruction")
-        if self._hlt_end != _FIRST + 1:
+        library.add_hook(uc, uc_api.HOOK_CODE, self._at_end, last, within=(last, last))
+        library.check(library.emu_start(uc, _FIRST, SLICE), "running the first instructions")
+        if self._hlt_end != last + 1:
             raise at.MismatchError("a hook on code is not called")
 
     # UnicornCpu's requirements.

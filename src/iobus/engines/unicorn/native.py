@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from iobus.cpu_registers import RFLAGS_IF, RFLAGS_TF
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpu import UnicornCpu
@@ -30,7 +31,6 @@ from iobus.engines.unicorn.msrs import UNTRAPPED, Msrs
 from iobus.engines.unicorn.stubs import Stubs, Table
 from iobus.exits import EngineError, ShutdownExit
 from iobus.memory import Slot
-from iobus.registers import RFLAGS_IF, RFLAGS_TF
 from iobus.vcpu import VCPU
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from iobus.bus import Device
 from iobus.clock import SteppedClock
+from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn.internals import MismatchError
 from iobus.engines.unicorn.native import NativeCpu
 from iobus.exits import HltExit
 from iobus.machine import Machine
-from iobus.registers import Registers, Segment
 from iobus.vcpu import VCPU
 
 if TYPE_CHECKING:
