@@ -39,7 +39,11 @@ class PioExit:
 
 @dataclass(frozen=True, slots=True)
 class HltExit:
-    """The CPU halted with interrupts off and nothing armed: nothing can wake it."""
+    """The CPU halted with interrupts off, or waits for start-up: nothing of its own can wake it.
+
+    Only an NMI, an INIT or a start-up message can, from another CPU usually. `Machine.run` returns it
+    when that is so for all of them.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from iobus.bus import Bus, Device, IobusError, Region
 from iobus.clock import Clock, RealClock
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.memory import Memory, MemoryRangeError
+from iobus.smp import Gang
 from iobus.vcpu import VCPU, Executor
 
 Unclaimed = Literal["ones", "stop"]
@@ -72,10 +73,14 @@ class Machine:
         self.on_unclaimed: Callable[[VCPU, MmioExit | PioExit], None] | None = None
         """Called for each unclaimed access before it gets its defined result; for traces."""
         self._stop_reason: Exit | None = None
-        self._error: Exception | None = None
+        self._expired = False
+        self._error: Exception | None = None  # guarded by lock
         self._dma_chain: list[object] = []  # guarded by lock
         self._ticker = _Ticker(self) if isinstance(self.clock, RealClock) else None
         self.vcpus = tuple(VCPU(self, index) for index in range(cpus))
+        self.exited = self.vcpus[0]
+        """The vCPU that the exit came from which `run` returned last."""
+        self._gang = Gang(self.vcpus, self._wanted) if cpus > 1 else None
         if engine is not None:
             engine.attach(self)
             for vcpu in self.vcpus:
@@ -98,49 +103,53 @@ class Machine:
             self.engine.close()
 
     def run(self, *, timeout: float | None = None, unclaimed: Unclaimed = "ones") -> Exit:
-        """Run until the machine stops by itself, and say why.
+        """Run all vCPUs until the machine stops by itself, and say why.
 
         Accesses that no device claims read as all ones, or are dropped, and are counted in
         `unclaimed`; with `unclaimed="stop"` the first of them is returned instead, to be answered as
         `VCPU.run` says. `timeout` in seconds of host time ends the run with `TimeoutExit`. Raises
         `DeviceError` when a device does: the machine stays whole and can be run on.
         """
-        vcpu = self.vcpus[0]
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            vcpu.kick()
-
-        alarm = threading.Timer(timeout or 0, expire)
+        answer = complete_with_ones if unclaimed == "ones" else None
+        self._expired = False
+        alarm = threading.Timer(timeout or 0, self._expire)
         alarm.daemon = True
         if timeout is not None:
             alarm.start()
         try:
             while True:
-                exit = vcpu.run(complete_with_ones if unclaimed == "ones" else None)
+                if self._gang is None:
+                    exit = self.vcpus[0].run(answer)
+                else:
+                    self.exited, exit = self._gang.run(answer)
                 if not isinstance(exit, KickExit):
                     return exit
                 if (stopped := self._stop_reason) is not None:
                     self._stop_reason = None
                     return stopped
-                if timeout is not None and expired.is_set():
+                if timeout is not None and self._expired:
                     return TimeoutExit(timeout)
         finally:
-            alarm.cancel()
+            if timeout is not None:
+                alarm.cancel()
+                alarm.join()  # what it does is this run's, not the next one's
+
+    def kick(self) -> None:
+        """Make every vCPU look at what is wanted of it. From any thread."""
+        for vcpu in self.vcpus:
+            vcpu.kick()
 
     def stop(self, reason: Exit) -> None:
         """Make `run` return `reason`; the first reason counts. For devices (power-off) and other threads."""
         if self._stop_reason is None:
             self._stop_reason = reason
-        for vcpu in self.vcpus:
-            vcpu.kick()
+        self.kick()
 
     def fail(self, error: Exception) -> None:
         """Make `run` raise `error`, which happened outside an access (in a timer)."""
-        self._error = error
-        for vcpu in self.vcpus:
-            vcpu.kick()
+        with self.lock:
+            self._error = error
+        self.kick()
 
     def started(self) -> None:
         """A vCPU begins to run: timers fire from now on."""
@@ -149,7 +158,8 @@ class Machine:
 
     def raise_error(self) -> None:
         """Raise what `fail` was given, once."""
-        error, self._error = self._error, None
+        with self.lock:  # of several vCPUs one raises it
+            error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -162,12 +172,22 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.abandon()
             vcpu.executor.init()
+        if self._gang is not None:
+            self._gang.reset()
         with self.lock:
             self._stop_reason = None
             for device in self.devices():
                 reset = getattr(device, "reset", None)
                 if reset is not None:
                     reset()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self.kick()
+
+    def _wanted(self) -> bool:
+        """Whether a kick was meant for `run`, and not to have one vCPU look again."""
+        return self._expired or self._stop_reason is not None
 
     def devices(self) -> list[object]:
         """Return every attached device once, in the order of registration: machine's, then vCPUs'."""

@@ -11,6 +11,7 @@ A machine lock (`machine.lock`) is held while devices are asked, and not while a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -112,6 +113,8 @@ class VCPU:
         """Where the engine asks for interrupts, CR8 and the controller's MSRs."""
         self.features: Final = CpuFeatures()
         self.executor: Executor = NoExecutor()
+        self.woken: Final = threading.Event()
+        """Set by what can end an `HltExit`: an NMI, INIT, start-up or kick. For who runs several vCPUs (smp.py)."""
         self._lock, self._machine_mmio, self._machine_pio = machine.lock, machine.mmio, machine.pio
         self._pending: _Emulated | None = None
 
@@ -137,6 +140,7 @@ class VCPU:
     def kick(self) -> None:
         """Make `run` return `KickExit` soon, or at once when called next. From any thread."""
         self.executor.kick()
+        self.woken.set()
 
     @property
     def registers(self) -> Registers:
@@ -235,14 +239,17 @@ class VCPU:
     def nmi(self) -> None:
         """Deliver a non-maskable interrupt."""
         self.executor.nmi()
+        self.woken.set()
 
     def init(self) -> None:
         """INIT: reset the CPU and wait for a start-up message."""
         self.executor.init()
+        self.woken.set()
 
     def startup(self, vector: int) -> None:
         """SIPI: start at `vector << 12` if the CPU waits for it."""
         self.executor.startup(vector)
+        self.woken.set()
 
     # Within.
 
