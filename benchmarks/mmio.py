@@ -45,7 +45,7 @@ Guest = Callable[[bytes, int], int]
 
 def run(quick: bool) -> list[Row]:
     """Measure reads and writes and return the rows."""
-    rounds, accesses = (2, 1_000) if quick else (11, 50_000)
+    rounds, accesses = (2, 1_000) if quick else (100, 5_000)
     device, other = MyDevice(), MyDevice()
     rows: list[Row] = []
     with Pc(UnicornEngine(), memory=MINIMUM_MEMORY).machine as machine:

@@ -178,8 +178,8 @@ class BusWorld(World):
     def access(self, cpu: int, address: int, size: int, value: int | None) -> Any:
         vcpu = self.machine.vcpus[cpu]
         if value is None:
-            return (vcpu.pio_read if self.ports else vcpu.mmio_read)(address, size)
-        return (vcpu.pio_write if self.ports else vcpu.mmio_write)(address, size, value)
+            return (vcpu.pio_path.read if self.ports else vcpu.mmio_path.read)(address, size)
+        return (vcpu.pio_path.write if self.ports else vcpu.mmio_path.write)(address, size, value)
 
 
 class LinearWorld(World):

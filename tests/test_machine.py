@@ -121,7 +121,7 @@ def test_a_device_may_do_dma_in_its_callback() -> None:
     copier = Copier(machine)
     machine.mmio.attach(copier, 0x10000, 16)
     machine.mmio.attach(source, 0x20000, 4)
-    machine.vcpus[0].mmio_write(0x10000, 4, 0x20000)
+    machine.vcpus[0].mmio_path.write(0x10000, 4, 0x20000)
     assert machine.memory.load(0x1000, 4) == 0x11223344
 
 
@@ -132,13 +132,13 @@ def test_dma_to_the_devices_own_region_is_refused() -> None:
     machine.mmio.attach(copier, 0x10000, 16, name="copier")
     message = "Copier at region 'copier': DMA to 0x10008 reaches the device that started it"
     with pytest.raises(DeviceError, match="ReentrancyError") as caught:
-        machine.vcpus[0].mmio_write(0x10000, 4, 0x10008)
+        machine.vcpus[0].mmio_path.write(0x10000, 4, 0x10008)
     assert isinstance(caught.value.__cause__, ReentrancyError) and str(caught.value.__cause__) == message
     assert copier.entered == 1
     with pytest.raises(ReentrancyError, match=message):
         copier.dma.read(0x10008, 4)
     machine.memory.store(0x1800, 4, 0x77)
-    machine.vcpus[0].mmio_write(0x10000, 4, 0x1800)
+    machine.vcpus[0].mmio_path.write(0x10000, 4, 0x1800)
     assert machine.memory.load(0x1000, 4) == 0x77, "the machine runs on"
 
 
@@ -149,7 +149,7 @@ def test_dma_to_the_device_itself_through_a_chain_is_refused() -> None:
     machine.mmio.attach(first, 0x10000, 16, name="first")
     machine.mmio.attach(second, 0x20000, 16, name="second")
     with pytest.raises(DeviceError) as caught:
-        machine.vcpus[0].mmio_write(0x10000, 4, 0x20000)
+        machine.vcpus[0].mmio_path.write(0x10000, 4, 0x20000)
     inner = caught.value.__cause__
     assert caught.value.region == "first" and isinstance(inner, DeviceError) and inner.region == "second"
     assert isinstance(inner.__cause__, ReentrancyError)

@@ -68,12 +68,12 @@ def test_a_vcpus_device_eclipses_the_machines_for_that_vcpu_only() -> None:
     machine.pio.attach(shared, 0x60, 1)
     first.mmio.attach(own, 0xFEE00000, 0x1000)
     first.pio.attach(own, 0x60, 1)
-    assert (first.mmio_read(0xFEE00020, 4), second.mmio_read(0xFEE00020, 4)) == (0x22, 0x11)
-    assert (first.pio_read(0x60, 1), second.pio_read(0x60, 1)) == (0x22, 0x11)
-    first.mmio_write(0xFEE000B0, 4, 1)
-    second.mmio_write(0xFEE000B0, 4, 2)
-    first.pio_write(0x60, 1, 3)
-    second.pio_write(0x60, 1, 4)
+    assert (first.mmio_path.read(0xFEE00020, 4), second.mmio_path.read(0xFEE00020, 4)) == (0x22, 0x11)
+    assert (first.pio_path.read(0x60, 1), second.pio_path.read(0x60, 1)) == (0x22, 0x11)
+    first.mmio_path.write(0xFEE000B0, 4, 1)
+    second.mmio_path.write(0xFEE000B0, 4, 2)
+    first.pio_path.write(0x60, 1, 3)
+    second.pio_path.write(0x60, 1, 4)
     assert own.calls == [(0x20, 4), (0, 1), (0xB0, 4, 1), (0, 1, 3)]
     assert shared.calls == [(0x20, 4), (0, 1), (0xB0, 4, 2), (0, 1, 4)]
     assert (first.load(0xFEE00020, 4), second.load(0xFEE00020, 4)) == (0x22, 0x11)
@@ -84,12 +84,12 @@ def test_each_vcpu_may_have_its_own_device_at_one_address() -> None:
     machine = Machine(cpus=2)
     machine.mmio.attach(Recorder(9), 0xFEE00000, 0x1000)
     regions = [vcpu.mmio.attach(Recorder(vcpu.index), 0xFEE00000, 0x1000) for vcpu in machine.vcpus]
-    assert [vcpu.mmio_read(0xFEE00020, 4) for vcpu in machine.vcpus] == [0, 1]
+    assert [vcpu.mmio_path.read(0xFEE00020, 4) for vcpu in machine.vcpus] == [0, 1]
     regions[0].move(0xFED00000)
-    assert [vcpu.mmio_read(0xFEE00020, 4) for vcpu in machine.vcpus] == [9, 1]
-    assert [vcpu.mmio_read(0xFED00020, 4) for vcpu in machine.vcpus] == [0, 0xFFFFFFFF]
+    assert [vcpu.mmio_path.read(0xFEE00020, 4) for vcpu in machine.vcpus] == [9, 1]
+    assert [vcpu.mmio_path.read(0xFED00020, 4) for vcpu in machine.vcpus] == [0, 0xFFFFFFFF]
     regions[1].enable(False)
-    assert [vcpu.mmio_read(0xFEE00020, 4) for vcpu in machine.vcpus] == [9, 9]
+    assert [vcpu.mmio_path.read(0xFEE00020, 4) for vcpu in machine.vcpus] == [9, 9]
 
 
 def test_what_a_vcpus_device_declines_the_machines_is_asked() -> None:
@@ -98,8 +98,8 @@ def test_what_a_vcpus_device_declines_the_machines_is_asked() -> None:
     vcpu, own, shared = machine.vcpus[0], Decliner(), Decliner(writes=False)
     vcpu.mmio.attach(own, 0x1000, 16)
     machine.mmio.attach(shared, 0x1000, 16)
-    vcpu.mmio_write(0x1004, 4, 7)
-    assert vcpu.mmio_read(0x1004, 4) == 0xFFFFFFFF
+    vcpu.mmio_path.write(0x1004, 4, 7)
+    assert vcpu.mmio_path.read(0x1004, 4) == 0xFFFFFFFF
     assert own.calls == shared.calls == [(4, 4, 7), (4, 4)]
 
 
@@ -107,11 +107,11 @@ def test_what_a_vcpus_device_declines_the_machines_is_asked() -> None:
 def test_unclaimed_accesses_have_one_defined_result(size: int) -> None:
     """Nobody there: a read gives all ones of its size, a write is dropped."""
     vcpu = Machine().vcpus[0]
-    assert vcpu.mmio_read(0xD000_0000, size) == 256**size - 1
-    vcpu.mmio_write(0xD000_0000, size, 0)
+    assert vcpu.mmio_path.read(0xD000_0000, size) == 256**size - 1
+    vcpu.mmio_path.write(0xD000_0000, size, 0)
     if size < 8:
-        assert vcpu.pio_read(0x300, size) == 256**size - 1
-        vcpu.pio_write(0x300, size, 0)
+        assert vcpu.pio_path.read(0x300, size) == 256**size - 1
+        vcpu.pio_path.write(0x300, size, 0)
 
 
 def test_the_machine_lock_is_held_while_a_device_is_asked() -> None:
@@ -134,12 +134,12 @@ def test_the_machine_lock_is_held_while_a_device_is_asked() -> None:
     machine.pio.attach(Checks(), 0, 16)
     vcpu.mmio.attach(Checks(), 0x200000, 16)
     for address in (0x100000, 0x200000):
-        vcpu.mmio_read(address, 4)
-        vcpu.mmio_write(address, 4, 0)
+        vcpu.mmio_path.read(address, 4)
+        vcpu.mmio_path.write(address, 4, 0)
         vcpu.load(address, 4)
         vcpu.store(address, 4, 0)
-    vcpu.pio_read(0, 1)
-    vcpu.pio_write(0, 1, 0)
+    vcpu.pio_path.read(0, 1)
+    vcpu.pio_path.write(0, 1, 0)
     assert held == [True] * 10
     assert not machine.lock._is_owned()  # type: ignore[attr-defined]
 
@@ -154,14 +154,14 @@ def test_a_device_error_leaves_the_machine_whole() -> None:
     machine, vcpu = flat()
     device = Breaks(5)
     machine.mmio.attach(device, 0x100000, 16)
-    for access in (lambda: vcpu.mmio_write(0x100004, 4, 7), lambda: vcpu.store(0x100004, 4, 7)):
+    for access in (lambda: vcpu.mmio_path.write(0x100004, 4, 7), lambda: vcpu.store(0x100004, 4, 7)):
         with pytest.raises(
             DeviceError, match=r"4-byte write of 0x7 at address 0x100004 .* RuntimeError: boom"
         ) as caught:
             access()
         assert caught.value.device is device
         assert not machine.lock._is_owned()  # type: ignore[attr-defined]
-        assert vcpu.mmio_read(0x100000, 4) == vcpu.load(0x100000, 4) == 5
+        assert vcpu.mmio_path.read(0x100000, 4) == vcpu.load(0x100000, 4) == 5
 
 
 # load and store: RAM, a device, an exit.

@@ -1,4 +1,4 @@
-"""Who answers an address: `Device`, `Region` and `Bus`. The ground floor; it imports nothing of iobus.
+"""Who answers an address: `Device`, `Region` and `Bus`. The ground floor.
 
 A device claims a range of a bus (a `Region`), or says at each access whether it claims it
 (`in_range`, the callback of the 2007 KVM patch this project grew from). `Bus.read` and `Bus.write`
@@ -21,21 +21,13 @@ holds `_change`. `tests/test_bus_property.py` holds all this beside a linear sea
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from types import NotImplementedType
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
-SIZES: Final = (1, 2, 4, 8)
-"""The access sizes in bytes. Larger accesses reach the bus as elements of these sizes."""
+from iobus.widths import SIZES, Endian, Read, Value, Write, adapter
 
-_UNKNOWN: Final[Any] = object()
-_HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
-
-Value = int | NotImplementedType
-"""What a read gives: a value, or Python's own word for "ask the next one"."""
-Read = Callable[[int, int], Value]
-Write = Callable[[int, int, int], object]
-Endian = Literal["little", "big"]
+UNKNOWN: Final[Any] = object()
+HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
 
 
 class IobusError(Exception):
@@ -114,7 +106,7 @@ class Claim(NamedTuple):
     asked: Callable[[int, int], bool] | None
 
 
-_Hits = dict[int, tuple[Callable[..., Any], int, Any]]
+Hits = dict[int, tuple[Callable[..., Any], int, Any]]
 """By address: what to call, the offset to give it, and the `Claim` it is of (None: nobody's)."""
 
 Observer = Callable[["Region", int, int, int | None, int | None], None]
@@ -153,7 +145,7 @@ class Region:
         self._base = base
         self._enabled = True
         self._attached = True
-        self._read, self._write = _adapter(device, sizes, implements, endian)
+        self._read, self._write = adapter(device, sizes, implements, endian)
         self._claim = self._make_claim()
 
     def __repr__(self) -> str:
@@ -234,13 +226,14 @@ class Bus:
         self.size: Final = size
         self.name: Final = name
         self.capacity: Final = capacity
-        # Guards what follows against other writers; a leaf lock, nothing is called with it held.
+        # Guards what follows against other writers; a leaf lock: with it held, nothing is called but `_watchers`.
         self._change = threading.Lock()
         self._order = 0
         self._regions: dict[Region, None] = {}  # ordered, and cheap to leave
         self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
         self._asked: tuple[Claim, ...] = ()
         self._observer: Observer | None = None
+        self._watchers: list[Callable[[], None]] = []
         self.low, self.high = size, 0
         """No region was ever in `[0, low)` or `[high, size)`: a quick "not here" for who has two buses."""
         self._forget()
@@ -337,21 +330,20 @@ class Bus:
 
         Raises `DeviceError` when a device does, `ValueError` for another size.
         """
+        claim = UNKNOWN
         try:
             read, offset, claim = self._reads[size][address]
-        except KeyError:
-            claim = _UNKNOWN
-        if claim is _UNKNOWN:  # not inside the except: a device's exception would show the KeyError
-            return self._search(address, size, None, None)  # type: ignore[no-any-return]
-        try:
-            value: Value = read(offset, size)
+            value = read(offset, size)
         except Exception as exc:
-            raise _device_error(claim, address, size, None, exc) from exc
+            if claim is not UNKNOWN:
+                raise device_error(claim, address, size, None, exc) from exc
+        if claim is UNKNOWN:  # not inside the except: a device's exception would show the KeyError
+            return self.search(address, size, None, None)  # type: ignore[no-any-return]
         if type(value) is int and not value >> (size << 3):
             return value
         if value is not NotImplemented:
-            return _checked(claim, address, size, value)
-        return value if claim is None else self._search(address, size, None, claim)
+            return checked(claim, address, size, value)
+        return value if claim is None else self.search(address, size, None, claim)
 
     def write(self, address: int, size: int, value: int) -> object:
         """Write `size` bytes at `address`; return `NotImplemented` when no device claims it.
@@ -361,18 +353,17 @@ class Bus:
         """
         if value >> (size << 3):
             raise ValueError(f"value {value:#x} does not fit in {size} bytes")
+        claim = UNKNOWN
         try:
             write, offset, claim = self._writes[size][address]
-        except KeyError:
-            claim = _UNKNOWN
-        if claim is _UNKNOWN:
-            return self._search(address, size, value, None)
-        try:
-            result: object = write(offset, size, value)
+            result = write(offset, size, value)
         except Exception as exc:
-            raise _device_error(claim, address, size, value, exc) from exc
+            if claim is not UNKNOWN:
+                raise device_error(claim, address, size, value, exc) from exc
+        if claim is UNKNOWN:
+            return self.search(address, size, value, None)
         if result is NotImplemented:
-            return result if claim is None else self._search(address, size, value, claim)
+            return result if claim is None else self.search(address, size, value, claim)
         return None
 
     def find(self, address: int, size: int = 1) -> Region | None:
@@ -385,11 +376,23 @@ class Bus:
 
         What `before` raises ends the access.
         """
-        return self._search(address, size, value, None, before)
+        return self.search(address, size, value, None, before)
+
+    def remembered(self, address: int, size: int, is_write: bool) -> tuple[Callable[..., Any], int, Any] | None:
+        """Return what is remembered of an access: what to call, with which offset, and of which claim; or None."""
+        return (self._writes if is_write else self._reads)[size].get(address)
+
+    def on_change(self, forget: Callable[[], None]) -> None:
+        """Have `forget()` called at the end of each change of the registrations, with the bus's inner lock held.
+
+        It must drop what `remembered` gave, and do nothing else.
+        """
+        with self._change:
+            self._watchers.append(forget)
 
     # The slow path: the first access at an address, a decliner's successors, and observed buses.
 
-    def _search(
+    def search(
         self,
         address: int,
         size: int,
@@ -397,7 +400,7 @@ class Bus:
         after: Claim | None,
         before: Callable[[Region], None] | None = None,
     ) -> Any:
-        """Ask the claimants behind `after`, in the order that holds when each is asked."""
+        """Ask the claimants behind the decliner `after`, in the order that holds when each is asked."""
         hits = (self._reads if value is None else self._writes).get(size)
         # `hits` and `observer` before the search: a change meanwhile abandons this dictionary.
         observer = self._observer
@@ -407,7 +410,7 @@ class Bus:
         while True:
             claim = self._next(address, size, value, after)
             if remember and not any(claim is None or other.rank <= claim.rank for other in self._asked):
-                if len(hits) >= _HITS_LIMIT:
+                if len(hits) >= HITS_LIMIT:
                     hits.clear()
                 call = _nobody if claim is None else claim.read if value is None else claim.write
                 hits[address] = call, 0 if claim is None else address - claim.base, claim
@@ -420,10 +423,10 @@ class Bus:
             try:
                 result: Any = claim.read(offset, size) if value is None else claim.write(offset, size, value)
             except Exception as exc:
-                raise _device_error(claim, address, size, value, exc) from exc
+                raise device_error(claim, address, size, value, exc) from exc
             if result is NotImplemented:
                 continue
-            result = _checked(claim, address, size, result) if value is None else None
+            result = checked(claim, address, size, result) if value is None else None
             if observer is not None:
                 observer(claim.region, address, size, result, value)
             return result
@@ -450,7 +453,7 @@ class Bus:
                 if claim.asked(address, size):
                     return claim
             except Exception as exc:
-                raise _device_error(claim, address, size, value, exc) from exc
+                raise device_error(claim, address, size, value, exc) from exc
         return None
 
     # Registration. `_change` is held in all of these.
@@ -505,8 +508,10 @@ class Bus:
 
     def _forget(self) -> None:
         """Drop remembered lookups. The last step of a change: what a lookup finds now is new."""
-        self._reads: dict[int, _Hits] = {size: {} for size in SIZES}
-        self._writes: dict[int, _Hits] = {size: {} for size in SIZES}
+        self._reads: dict[int, Hits] = {size: {} for size in SIZES}
+        self._writes: dict[int, Hits] = {size: {} for size in SIZES}
+        for forget in self._watchers:  # last: they look at the two above
+            forget()
 
 
 def _nobody(*access: int) -> Value:
@@ -518,13 +523,13 @@ def _by_rank(claim: Claim) -> tuple[int, int]:
     return claim.rank
 
 
-def _device_error(claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> DeviceError:
+def device_error(claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> DeviceError:
     region = claim.region
     what = f"{type(exc).__name__}: {exc}"
     return DeviceError(region.device, region.name, address, address - claim.base, size, value, what)
 
 
-def _checked(claim: Claim, address: int, size: int, value: object) -> int:
+def checked(claim: Claim, address: int, size: int, value: object) -> int:
     """The value of a read as a plain int, or `DeviceError` where it is none of that size."""
     if isinstance(value, int) and not value >> (size << 3):
         return int(value)
@@ -532,62 +537,3 @@ def _checked(claim: Claim, address: int, size: int, value: object) -> int:
     shown = f"{value:#x}" if isinstance(value, int) else repr(value)
     what = f"read returned {shown}; it must be an int from 0 to {(1 << (8 * size)) - 1:#x}, or NotImplemented"
     raise DeviceError(region.device, region.name, address, address - claim.base, size, None, what)
-
-
-def _adapter(device: Any, sizes: tuple[int, ...], implements: tuple[int, ...], endian: Endian) -> tuple[Read, Write]:
-    """The device's own methods, or a pair around them that splits, merges and swaps."""
-    if endian == "little" and set(sizes) <= set(implements):
-        return device.read, device.write
-
-    def units(offset: int, size: int) -> Iterator[tuple[int, int]]:
-        """The implemented accesses that cover `[offset, offset + size)`."""
-        if size in implements:
-            yield offset, size
-            return
-        fitting = [unit for unit in implements if unit <= size and not offset % unit]
-        unit = max(fitting) if fitting else min(implements)
-        for start in range(offset - offset % unit, offset + size, unit):
-            yield start, unit
-
-    def read_unit(offset: int, unit: int) -> bytes:
-        value = device.read(offset, unit)
-        if value is NotImplemented:
-            raise _DeclinedError
-        if not isinstance(value, int) or value >> (8 * unit):
-            raise ValueError(f"read({offset:#x}, {unit}) returned {value!r}, no value of {unit} bytes")
-        return value.to_bytes(unit, endian)
-
-    def write_unit(offset: int, data: bytes) -> None:
-        if device.write(offset, len(data), int.from_bytes(data, endian)) is NotImplemented:
-            raise _DeclinedError
-
-    def read(offset: int, size: int) -> Value:
-        start, data = -1, b""
-        try:
-            for at, unit in units(offset, size):
-                start = at if start < 0 else start
-                data += read_unit(at, unit)
-        except _DeclinedError:
-            return NotImplemented  # type: ignore[no-any-return]
-        return int.from_bytes(data[offset - start : offset - start + size], "little")
-
-    def write(offset: int, size: int, value: int) -> object:
-        data, end = value.to_bytes(size, "little"), offset + size
-        try:
-            for at, unit in units(offset, size):
-                low, high = max(at, offset), min(at + unit, end)
-                piece = data[low - offset : high - offset]
-                if len(piece) < unit:  # narrower than the device writes: keep the unit's other bytes
-                    whole = bytearray(read_unit(at, unit))
-                    whole[low - at : high - at] = piece
-                    piece = bytes(whole)
-                write_unit(at, piece)
-        except _DeclinedError:
-            return NotImplemented
-        return None
-
-    return read, write
-
-
-class _DeclinedError(Exception):
-    """Inside an adapter: the device declined one of the pieces, so the access is declined."""

@@ -23,6 +23,7 @@ from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit
 from iobus.irq import Controller
 from iobus.memory import PAGE_SIZE
 from iobus.paging import Paging, translate
+from iobus.path import AccessPath
 
 if TYPE_CHECKING:
     from iobus.machine import Machine
@@ -115,7 +116,10 @@ class VCPU:
         self.executor: Executor = NoExecutor()
         self.woken: Final = threading.Event()
         """Set by what can end an `HltExit`: an NMI, INIT, start-up or kick. For who runs several vCPUs (smp.py)."""
-        self._lock, self._machine_mmio, self._machine_pio = machine.lock, machine.mmio, machine.pio
+        self.mmio_path: Final = AccessPath(self.mmio, machine.mmio, machine.lock, self._unclaimed_mmio)
+        """What an engine calls for memory-mapped I/O: accesses to physical addresses, each within a page."""
+        self.pio_path: Final = AccessPath(self.pio, machine.pio, machine.lock, self._unclaimed_pio)
+        """What an engine calls for IN and OUT of 1, 2 or 4 bytes."""
         self._pending: _Emulated | None = None
 
     def __repr__(self) -> str:
@@ -186,50 +190,6 @@ class VCPU:
         """Drop a `load` or `store` that waits for the completion of its exit."""
         self._pending = None
 
-    # What an engine calls: physical accesses of 1, 2, 4 or 8 bytes within a page, completed on return.
-
-    def mmio_read(self, address: int, size: int) -> int:
-        """Read from memory-mapped I/O: the access path, an unclaimed access included."""
-        own = self.mmio
-        with self._lock:
-            value = own.read(address, size) if own.low <= address < own.high else NotImplemented
-            if value is NotImplemented:
-                value = self._machine_mmio.read(address, size)
-        if value is NotImplemented:
-            return self._unclaimed(MmioExit(address, size, False))
-        return value
-
-    def mmio_write(self, address: int, size: int, value: int) -> None:
-        """Write to memory-mapped I/O."""
-        own = self.mmio
-        with self._lock:
-            result = own.write(address, size, value) if own.low <= address < own.high else NotImplemented
-            if result is NotImplemented:
-                result = self._machine_mmio.write(address, size, value)
-        if result is NotImplemented:
-            self._unclaimed(MmioExit(address, size, True, value))
-
-    def pio_read(self, port: int, size: int) -> int:
-        """IN of 1, 2 or 4 bytes."""
-        own = self.pio
-        with self._lock:
-            value = own.read(port, size) if own.low <= port < own.high else NotImplemented
-            if value is NotImplemented:
-                value = self._machine_pio.read(port, size)
-        if value is NotImplemented:
-            return self._unclaimed(PioExit(port, size, False))
-        return value
-
-    def pio_write(self, port: int, size: int, value: int) -> None:
-        """OUT of 1, 2 or 4 bytes."""
-        own = self.pio
-        with self._lock:
-            result = own.write(port, size, value) if own.low <= port < own.high else NotImplemented
-            if result is NotImplemented:
-                result = self._machine_pio.write(port, size, value)
-        if result is NotImplemented:
-            self._unclaimed(PioExit(port, size, True, value))
-
     # What a LAPIC calls (irq.Processor), with the machine lock held.
 
     def interrupt(self) -> None:
@@ -252,6 +212,12 @@ class VCPU:
         self.woken.set()
 
     # Within.
+
+    def _unclaimed_mmio(self, address: int, size: int, value: int | None) -> int:
+        return self._unclaimed(MmioExit(address, size, value is not None, value or 0))
+
+    def _unclaimed_pio(self, port: int, size: int, value: int | None) -> int:
+        return self._unclaimed(PioExit(port, size, value is not None, value or 0))
 
     def _unclaimed(self, exit: MmioExit | PioExit) -> int:
         return self.executor.unclaimed(exit) & (1 << 8 * exit.size) - 1
@@ -282,8 +248,8 @@ class VCPU:
                     access.data[offset : offset + length] = self.machine.memory.read(gpa, length)
             else:
                 piece = int.from_bytes(access.data[offset : offset + length], "little")
-                found = self._claimed(gpa, length, piece if is_write else None)
-                if found is None:
+                found = self.mmio_path.ask(gpa, length, piece if is_write else None)
+                if found is NotImplemented:
                     access.exit = MmioExit(gpa, length, is_write, piece if is_write else 0)
                     self._pending = access
                     return access.exit
@@ -321,15 +287,6 @@ class VCPU:
             access.data[offset : offset + length] = exit.data.to_bytes(length, "little")
         access.exit = None
         access.done += 1
-
-    def _claimed(self, gpa: int, size: int, value: int | None) -> int | None:
-        """Ask the devices; None when none claims. A write gives 0."""
-        with self._lock:
-            for bus in (self.mmio, self.machine.mmio):
-                result = bus.read(gpa, size) if value is None else bus.write(gpa, size, value)
-                if result is not NotImplemented:
-                    return result if isinstance(result, int) else 0
-        return None
 
 
 class NoExecutor:

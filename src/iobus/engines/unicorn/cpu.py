@@ -311,14 +311,14 @@ class UnicornCpu:
 
         def read(_: int, offset: int, size: int, __: int) -> int:
             try:
-                return vcpu.mmio_read(start + offset, size)
+                return vcpu.mmio_path.read(start + offset, size)
             except BaseException as exc:
                 self._fail(exc)
                 return _ones(size)
 
         def write(_: int, offset: int, size: int, value: int, __: int) -> None:
             try:
-                vcpu.mmio_write(start + offset, size, value & _MASKS[size])
+                vcpu.mmio_path.write(start + offset, size, value & _MASKS[size])
             except BaseException as exc:
                 self._fail(exc)
 
@@ -331,14 +331,14 @@ class UnicornCpu:
 
         def port_in(_: int, port: int, size: int, __: int) -> int:
             try:
-                return vcpu.pio_read(port & 0xFFFF, size)
+                return vcpu.pio_path.read(port & 0xFFFF, size)
             except BaseException as exc:
                 self._fail(exc)
                 return _ones(size)
 
         def port_out(_: int, port: int, size: int, value: int, __: int) -> None:
             try:
-                vcpu.pio_write(port & 0xFFFF, size, value & _MASKS[size])
+                vcpu.pio_path.write(port & 0xFFFF, size, value & _MASKS[size])
             except BaseException as exc:
                 self._fail(exc)
 

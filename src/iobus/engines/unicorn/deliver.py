@@ -297,7 +297,7 @@ class _Write:
                 memory.write(gpa, data)
             else:
                 for index, byte in enumerate(data):
-                    self._vcpu.mmio_write(gpa + index, 1, byte)
+                    self._vcpu.mmio_path.write(gpa + index, 1, byte)
 
 
 class _Linear:
@@ -316,7 +316,7 @@ class _Linear:
             if memory.find(gpa, count) is not None:
                 data += memory.read(gpa, count)
             else:
-                data += bytes(self._vcpu.mmio_read(gpa + index, 1) for index in range(count))
+                data += bytes(self._vcpu.mmio_path.read(gpa + index, 1) for index in range(count))
         return data
 
     def prepare(self, address: int, data: bytes) -> _Write:

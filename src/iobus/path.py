@@ -1,0 +1,121 @@
+"""The access path of one vCPU in one address space: its own bus, then the machine's, then out.
+
+Stands on `bus.py`; `vcpu.py` has one path for memory-mapped I/O and one for ports. An access that has
+been made before, to registrations that have not changed since, is one look-up for both buses.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from iobus.bus import HITS_LIMIT, UNKNOWN, Bus, Claim, Hits, checked, device_error
+from iobus.widths import SIZES
+
+Unclaimed = Callable[[int, int, int | None], int]
+"""Completes `(address, size, value written or None)` that no device claims; gives the value of a read."""
+
+
+class AccessPath:
+    """The way from a vCPU to the devices: `own` bus, `shared` bus, `unclaimed`.
+
+    `lock` is held while a device is called, and not while `unclaimed` is.
+    """
+
+    def __init__(self, own: Bus, shared: Bus, lock: threading.RLock, unclaimed: Unclaimed) -> None:
+        self.own: Final = own
+        self.shared: Final = shared
+        self._lock: Final[Any] = lock
+        self._unclaimed = unclaimed
+        # Called one by one: a `with` costs twice as much, and this is the hot path.
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+        self._forget()
+        own.on_change(self._forget)
+        shared.on_change(self._forget)
+
+    def read(self, address: int, size: int) -> int:
+        """Read `size` bytes (1, 2, 4 or 8) at `address`, completed on return. Raises `DeviceError`."""
+        claim, value = UNKNOWN, None
+        self.acquire()
+        try:
+            call, offset, claim = self.reads[size][address]
+            value = call(offset, size)
+            if type(value) is int and not value >> (size << 3):
+                return value
+        except Exception as exc:
+            if claim is not UNKNOWN:
+                raise device_error(claim, address, size, None, exc) from exc
+        finally:
+            self.release()
+        return self.read_on(address, size, claim, value)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write `value`, which fits `size` bytes, at `address`, completed on return. Raises `DeviceError`."""
+        claim, result = UNKNOWN, NotImplemented
+        self.acquire()
+        try:
+            call, offset, claim = self.writes[size][address]
+            result = call(offset, size, value)
+        except Exception as exc:
+            if claim is not UNKNOWN:
+                raise device_error(claim, address, size, value, exc) from exc
+        finally:
+            self.release()
+        if result is NotImplemented:
+            self.write_on(address, size, value, claim)
+
+    def read_on(self, address: int, size: int, claim: Any, value: object) -> int:
+        """Finish a read for which no answer is remembered (`claim` UNKNOWN), or whose answer is no value."""
+        if claim is not UNKNOWN and value is not NotImplemented:
+            return checked(claim, address, size, value)
+        found = self.ask(address, size, None, claim)
+        return self._unclaimed(address, size, None) if found is NotImplemented else found
+
+    def write_on(self, address: int, size: int, value: int, claim: Any) -> None:
+        """Finish a write for which no answer is remembered (`claim` UNKNOWN), or that was declined."""
+        if self.ask(address, size, value, claim) is NotImplemented:
+            self._unclaimed(address, size, value)
+
+    def ask(self, address: int, size: int, value: int | None, after: Claim | Any = UNKNOWN) -> Any:
+        """Ask the devices, those behind the decliner `after` where given; `NotImplemented` when none claims."""
+        # Before anything is looked up: a change meanwhile abandons this dictionary.
+        hits = (self.reads if value is None else self.writes).get(size)
+        own, shared = self.own, self.shared
+        with self._lock:
+            first = own
+            if after is not UNKNOWN:
+                first = after.region.bus
+                result = first.search(address, size, value, after)
+            elif own.low <= address < own.high:
+                result = own.read(address, size) if value is None else own.write(address, size, value)
+            else:
+                result = NotImplemented
+            if result is NotImplemented and first is own:
+                result = shared.read(address, size) if value is None else shared.write(address, size, value)
+        if hits is not None and after is UNKNOWN and result is not NotImplemented:
+            self._remember(hits, address, size, value is not None)
+        return result
+
+    def _remember(self, hits: Hits, address: int, size: int, is_write: bool) -> None:
+        """Keep what the buses remember of an access."""
+        for bus in (self.own, self.shared):
+            if bus is self.own and not bus.low <= address < bus.high:
+                continue
+            hit = bus.remembered(address, size, is_write)
+            if hit is None:
+                return
+            if hit[2] is not None:
+                if len(hits) >= HITS_LIMIT:
+                    hits.clear()
+                hits[address] = hit
+                return
+
+    def _forget(self) -> None:
+        self.reads: dict[int, Hits] = {size: {} for size in SIZES}
+        """By size and address, the remembered answers of both buses, for an engine that looks here itself.
+
+        What it finds it calls with `acquire` and `release` around, and treats as `read` does. Look here anew for
+        each access: each change of either bus puts other dictionaries in this place.
+        """
+        self.writes: dict[int, Hits] = {size: {} for size in SIZES}
