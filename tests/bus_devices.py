@@ -55,3 +55,13 @@ class Decliner(Recorder):
     def write(self, offset: int, size: int, value: int) -> Any:
         super().write(offset, size, value)
         return NotImplemented if self.writes else None
+
+
+class Failing(Device):
+    """Raises whatever it is asked."""
+
+    def read(self, offset: int, size: int) -> Any:
+        raise ZeroDivisionError("no divisor")
+
+    def write(self, offset: int, size: int, value: int) -> Any:
+        raise KeyError("no such register")

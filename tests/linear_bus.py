@@ -109,7 +109,8 @@ class LinearBus:
     def __init__(self, size: int) -> None:
         self.size = size
         self.regions: list[LinearRegion] = []
-        self.observer: Any = None
+        self.last: Any = None
+        """The region that claimed the last claimed access."""
         self.order: dict[LinearRegion, int] = {}
 
     def attach(
@@ -153,8 +154,7 @@ class LinearBus:
                 continue
             if value is None and (not isinstance(result, int) or not 0 <= result < 256**size):
                 raise failure
-            if self.observer is not None:
-                self.observer(region, address, size, result, value)
+            self.last = region
             return result
 
     def read(self, address: int, size: int) -> Any:

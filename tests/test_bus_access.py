@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from bus_devices import Bytes, Decliner, Recorder
+from bus_devices import Bytes, Decliner, Failing, Recorder
 
-from iobus.bus import Bus, Device, DeviceError, Region
+from iobus.bus import Bus, DeviceError, Region
 
 # Sizes and byte order.
 
@@ -109,14 +109,6 @@ def test_a_split_access_is_declined_whole() -> None:
 # When a device fails.
 
 
-class Failing(Device):
-    def read(self, offset: int, size: int) -> Any:
-        raise ZeroDivisionError("no divisor")
-
-    def write(self, offset: int, size: int, value: int) -> Any:
-        raise KeyError("no such register")
-
-
 @pytest.mark.parametrize("implements", [None, (1,)])
 def test_a_devices_exception_names_the_access(implements: tuple[int, ...] | None) -> None:
     """`DeviceError` tells device, region, address, offset, size, value and cause; the bus goes on working."""
@@ -203,48 +195,7 @@ def test_an_interrupt_from_the_keyboard_is_no_device_error() -> None:
         bus.read(0, 4)
 
 
-# Observers.
-
-
-def test_an_observer_sees_claimed_accesses_after_they_happened() -> None:
-    """It is given region, address, size and value, only of what was claimed, from the moment it is set."""
-    bus, seen = Bus(), []
-    device, decliner = Recorder(), Decliner()
-    bus.attach(decliner, 0, 16)
-    region = bus.attach(device, 0, 16)
-    bus.read(0, 4)
-    bus.observer = lambda *what: seen.append((*what, len(device.calls)))
-    bus.read(0, 4)
-    bus.write(4, 2, 9)
-    bus.read(0x100, 4)
-    assert seen == [(region, 0, 4, 0x42, None, 2), (region, 4, 2, None, 9, 3)]
-    bus.observer = None
-    bus.read(0, 4)
-    assert len(seen) == 2
-
-
-def test_an_observer_sees_accesses_that_were_made_before() -> None:
-    """An address that was accessed before the observer came is observed like any other, and stays so."""
-    bus, seen = Bus(), []
-    bus.attach(Recorder(), 0, 16)
-    bus.read(0, 4)
-    bus.write(0, 4, 1)
-    bus.observer = lambda region, *what: seen.append(what)
-    for _ in range(2):
-        bus.read(0, 4)
-        bus.write(0, 4, 1)
-    assert seen == [(0, 4, 0x42, None), (0, 4, None, 1)] * 2
-
-
-def test_an_observer_does_not_see_failed_accesses() -> None:
-    """An access that ended in `DeviceError` was not completed."""
-    bus, seen = Bus(), []
-    bus.attach(Failing(), 0, 4)
-    bus.observer = lambda *what: seen.append(what)
-    for access in (lambda: bus.read(0, 4), lambda: bus.write(0, 4, 0)):
-        with pytest.raises(DeviceError):
-            access()
-    assert seen == []
+# `ask`.
 
 
 def test_ask_tells_before_each_device_and_may_refuse() -> None:

@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from linear_bus import LinearBus, LinearError
 
+from iobus import path
 from iobus.bus import SIZES, Bus, DeviceError
 from iobus.machine import Machine
 
@@ -103,16 +104,14 @@ class World:
     def access(self, cpu: int, address: int, size: int, value: int | None) -> Any:
         raise NotImplementedError
 
+    def observe(self, on: bool) -> None:
+        raise NotImplementedError
+
     def run(self, op: Op) -> None:
         if isinstance(op, Attach):
             self.attach(op)
         elif isinstance(op, Observe):
-            for index, bus in enumerate(self.buses):
-                bus.observer = (
-                    (lambda region, *rest, index=index: self.log.append(("seen", index, region.name, *rest)))
-                    if op.on
-                    else None
-                )
+            self.observe(op.on)
         elif self.regions and isinstance(op, Change):
             self.change(op)
         elif isinstance(op, Access):
@@ -181,17 +180,37 @@ class BusWorld(World):
             return (vcpu.pio_path.read if self.ports else vcpu.mmio_path.read)(address, size)
         return (vcpu.pio_path.write if self.ports else vcpu.mmio_path.write)(address, size, value)
 
+    def observe(self, on: bool) -> None:
+        for cpu, vcpu in enumerate(self.machine.vcpus):
+
+            def observer(access: path.Access, cpu: int = cpu) -> None:
+                region = access.region and access.region.name
+                self.log.append(("seen", cpu, region, access.address, access.size, access.is_write, access.value))
+
+            (vcpu.pio_path if self.ports else vcpu.mmio_path).observer = observer if on else None
+
 
 class LinearWorld(World):
     def __init__(self, space: int) -> None:
         super().__init__([LinearBus(space) for _ in range(3)], space)
+        self.observing = False
 
     def access(self, cpu: int, address: int, size: int, value: int | None) -> Any:
+        observing = self.observing
         for bus in (self.buses[1 + cpu], self.buses[0]):
             result = bus.access(address, size, value)
             if result is not NotImplemented:
-                return result
-        return 256**size - 1 if value is None else None
+                name = bus.last.name
+                break
+        else:
+            result, name = 256**size - 1 if value is None else None, None
+        if observing:
+            seen = result if value is None else value
+            self.log.append(("seen", cpu, name, address, size, value is not None, seen))
+        return result
+
+    def observe(self, on: bool) -> None:
+        self.observing = on
 
 
 class Scripted:

@@ -109,9 +109,6 @@ class Claim(NamedTuple):
 Hits = dict[int, tuple[Callable[..., Any], int, Any]]
 """By address: what to call, the offset to give it, and the `Claim` it is of (None: nobody's)."""
 
-Observer = Callable[["Region", int, int, int | None, int | None], None]
-"""Called as `(region, address, size, value_read, value_written)` after a claimed access."""
-
 
 class Region:
     """A device's claim on `[base, base + length)`. Made by `Bus.attach`."""
@@ -232,7 +229,6 @@ class Bus:
         self._regions: dict[Region, None] = {}  # ordered, and cheap to leave
         self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
         self._asked: tuple[Claim, ...] = ()
-        self._observer: Observer | None = None
         self._watchers: list[Callable[[], None]] = []
         self.low, self.high = size, 0
         """No region was ever in `[0, low)` or `[high, size)`: a quick "not here" for who has two buses."""
@@ -243,17 +239,6 @@ class Bus:
         """The attached regions, in the order of their registration."""
         with self._change:
             return tuple(self._regions)
-
-    @property
-    def observer(self) -> Observer | None:
-        """Called after every claimed access; None (the default) costs nothing."""
-        return self._observer
-
-    @observer.setter
-    def observer(self, observer: Observer | None) -> None:
-        with self._change:
-            self._observer = observer
-            self._forget()
 
     def attach(
         self,
@@ -390,7 +375,7 @@ class Bus:
         with self._change:
             self._watchers.append(forget)
 
-    # The slow path: the first access at an address, a decliner's successors, and observed buses.
+    # The slow path: the first access at an address, and a decliner's successors.
 
     def search(
         self,
@@ -402,11 +387,10 @@ class Bus:
     ) -> Any:
         """Ask the claimants behind the decliner `after`, in the order that holds when each is asked."""
         hits = (self._reads if value is None else self._writes).get(size)
-        # `hits` and `observer` before the search: a change meanwhile abandons this dictionary.
-        observer = self._observer
+        # `hits` before the search: a change meanwhile abandons this dictionary.
         if hits is None:
             raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
-        remember = after is None and before is None and observer is None
+        remember = after is None and before is None
         while True:
             claim = self._next(address, size, value, after)
             if remember and not any(claim is None or other.rank <= claim.rank for other in self._asked):
@@ -426,10 +410,7 @@ class Bus:
                 raise device_error(claim, address, size, value, exc) from exc
             if result is NotImplemented:
                 continue
-            result = checked(claim, address, size, result) if value is None else None
-            if observer is not None:
-                observer(claim.region, address, size, result, value)
-            return result
+            return checked(claim, address, size, result) if value is None else None
 
     def _next(self, address: int, size: int, value: int | None, after: Claim | None) -> Claim | None:
         """The claim on the whole access that comes first in order, behind `after` where given."""

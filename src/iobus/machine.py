@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 from iobus.bus import Bus, Device, IobusError, Region
@@ -70,8 +69,6 @@ class Machine:
         self.engine = engine
         self.unclaimed: Counter[UnclaimedAccess] = Counter()
         """How often which address was accessed and answered with the defined result."""
-        self.on_unclaimed: Callable[[VCPU, MmioExit | PioExit], None] | None = None
-        """Called for each unclaimed access before it gets its defined result; for traces."""
         self._stop_reason: Exit | None = None
         self._expired = False
         self._error: Exception | None = None  # guarded by lock
@@ -189,18 +186,21 @@ class Machine:
         """Whether a kick was meant for `run`, and not to have one vCPU look again."""
         return self._expired or self._stop_reason is not None
 
+    @property
+    def buses(self) -> tuple[Bus, ...]:
+        """All buses: the machine's two, then each vCPU's two."""
+        return self.mmio, self.pio, *(bus for vcpu in self.vcpus for bus in (vcpu.mmio, vcpu.pio))
+
     def devices(self) -> list[object]:
         """Return every attached device once, in the order of registration: machine's, then vCPUs'."""
         found: dict[int, object] = {}
-        for bus in (self.mmio, self.pio, *(bus for vcpu in self.vcpus for bus in (vcpu.mmio, vcpu.pio))):
+        for bus in self.buses:
             for region in bus.regions:
                 found.setdefault(id(region.device), region.device)
         return list(found.values())
 
-    def complete_unclaimed(self, vcpu: VCPU, exit: MmioExit | PioExit) -> int:
+    def complete_unclaimed(self, exit: MmioExit | PioExit) -> int:
         """Give the defined result of an unclaimed access (a read: all ones) and count it."""
-        if self.on_unclaimed is not None:
-            self.on_unclaimed(vcpu, exit)
         space: Literal["mmio", "pio"] = "mmio" if isinstance(exit, MmioExit) else "pio"
         key = UnclaimedAccess(space, exit.address, exit.is_write)
         if key in self.unclaimed or len(self.unclaimed) < _COUNTED_ADDRESSES:
@@ -214,7 +214,7 @@ class Machine:
 
 def complete_with_ones(vcpu: VCPU, exit: MmioExit | PioExit) -> int:
     """The answer of a machine that no caller answers for."""
-    return vcpu.machine.complete_unclaimed(vcpu, exit)
+    return vcpu.machine.complete_unclaimed(exit)
 
 
 class Dma:

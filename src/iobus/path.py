@@ -8,13 +8,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from time import perf_counter_ns
+from typing import Any, Final, NamedTuple
 
-from iobus.bus import HITS_LIMIT, UNKNOWN, Bus, Claim, Hits, checked, device_error
+from iobus.bus import HITS_LIMIT, UNKNOWN, Bus, Claim, Hits, Region, checked, device_error
 from iobus.widths import SIZES
 
 Unclaimed = Callable[[int, int, int | None], int]
 """Completes `(address, size, value written or None)` that no device claims; gives the value of a read."""
+
+
+class Access(NamedTuple):
+    """An access that has been completed, as an observer is told of it."""
+
+    region: Region | None
+    """Who claimed it; None where nobody did and the caller answered."""
+    address: int
+    size: int
+    """In bytes."""
+    is_write: bool
+    value: int
+    """What was read or written."""
+    started: int
+    """The host's time at its start, in ns of `time.perf_counter_ns`."""
+    taken: int
+    """How long the device, or the caller, took, in ns."""
+
+
+Observer = Callable[[Access], None]
 
 
 class AccessPath:
@@ -28,11 +49,22 @@ class AccessPath:
         self.shared: Final = shared
         self._lock: Final[Any] = lock
         self._unclaimed = unclaimed
+        self._observer: Observer | None = None
         # Called one by one: a `with` costs twice as much, and this is the hot path.
         self.acquire, self.release = self._lock.acquire, self._lock.release
         self._forget()
         own.on_change(self._forget)
         shared.on_change(self._forget)
+
+    @property
+    def observer(self) -> Observer | None:
+        """Called with each `Access` when it is complete, with the lock held; None (the default) costs nothing."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self._observer = observer
+        self._forget()  # what is remembered by-passes it
 
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at `address`, completed on return. Raises `DeviceError`."""
@@ -70,15 +102,18 @@ class AccessPath:
         if claim is not UNKNOWN and value is not NotImplemented:
             return checked(claim, address, size, value)
         found = self.ask(address, size, None, claim)
-        return self._unclaimed(address, size, None) if found is NotImplemented else found
+        return self._complete(address, size, None) if found is NotImplemented else found
 
     def write_on(self, address: int, size: int, value: int, claim: Any) -> None:
         """Finish a write for which no answer is remembered (`claim` UNKNOWN), or that was declined."""
         if self.ask(address, size, value, claim) is NotImplemented:
-            self._unclaimed(address, size, value)
+            self._complete(address, size, value)
 
     def ask(self, address: int, size: int, value: int | None, after: Claim | Any = UNKNOWN) -> Any:
         """Ask the devices, those behind the decliner `after` where given; `NotImplemented` when none claims."""
+        observer = self._observer
+        if observer is not None:
+            return self._ask_observed(observer, address, size, value, after)
         # Before anything is looked up: a change meanwhile abandons this dictionary.
         hits = (self.reads if value is None else self.writes).get(size)
         own, shared = self.own, self.shared
@@ -95,6 +130,33 @@ class AccessPath:
                 result = shared.read(address, size) if value is None else shared.write(address, size, value)
         if hits is not None and after is UNKNOWN and result is not NotImplemented:
             self._remember(hits, address, size, value is not None)
+        return result
+
+    def _ask_observed(self, observer: Observer, address: int, size: int, value: int | None, after: Any) -> Any:
+        """As `ask`, the slow way, remembering nothing, so that each access comes here."""
+        region: Region | None = None
+
+        def before(asked: Region) -> None:
+            nonlocal region
+            region = asked
+
+        first = self.own if after is UNKNOWN else after.region.bus
+        with self._lock:
+            start = perf_counter_ns()
+            result = first.search(address, size, value, None if after is UNKNOWN else after, before)
+            if result is NotImplemented and first is self.own:
+                result = self.shared.search(address, size, value, None, before)
+            if result is not NotImplemented:
+                _tell(observer, region, address, size, value, result, start)
+        return result
+
+    def _complete(self, address: int, size: int, value: int | None) -> int:
+        """Have an access completed that no device claims."""
+        start = perf_counter_ns()
+        result = self._unclaimed(address, size, value)
+        if (observer := self._observer) is not None:
+            with self._lock:
+                _tell(observer, None, address, size, value, result, start)
         return result
 
     def _remember(self, hits: Hits, address: int, size: int, is_write: bool) -> None:
@@ -119,3 +181,10 @@ class AccessPath:
         each access: each change of either bus puts other dictionaries in this place.
         """
         self.writes: dict[int, Hits] = {size: {} for size in SIZES}
+
+
+def _tell(
+    observer: Observer, region: Region | None, address: int, size: int, written: int | None, read: int, start: int
+) -> None:
+    value = read if written is None else written
+    observer(Access(region, address, size, written is not None, value, start, perf_counter_ns() - start))

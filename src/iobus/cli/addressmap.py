@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from iobus.cli.devices import DeviceSpec, attach_devices
 from iobus.cli.outcome import UsageError
-from iobus.cli.trace import buses
 from iobus.pc.pc import Pc
 
 _HEADINGS = ("base", "end", "size", "bus", "priority", "name")
@@ -34,7 +33,7 @@ def print_map(*, memory: int, devices: Sequence[DeviceSpec]) -> None:
 
 def _rows(pc: Pc) -> Iterator[tuple[str, ...]]:
     machine = pc.machine
-    for bus in buses(machine):
+    for bus in machine.buses:
         found = [
             (region.base, region.length, str(region.priority), region.name + _remark(region.enabled, region.in_range))
             for region in bus.regions

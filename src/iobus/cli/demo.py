@@ -18,8 +18,9 @@ from iobus.cli.boot import COMMAND_LINE, Guest, make_pc, progress_to, run
 from iobus.cli.console import STDOUT, Console
 from iobus.cli.demo_device import Scratch
 from iobus.cli.outcome import Status, describe, describe_lost
-from iobus.cli.trace import buses
+from iobus.cli.trace import paths
 from iobus.exits import PowerOffExit
+from iobus.path import Access
 
 ADDRESS = 0xD0000000
 MEMORY = 256 << 20
@@ -95,16 +96,18 @@ def demo() -> tuple[Status, str]:
         screen.connect(pc)
         pc.attach(device, ADDRESS)
 
-        def observe(region: Region, address: int, size: int, read: int | None, written: int | None) -> None:
-            counts[region] += 1
-            if region.device is device:
-                register = _REGISTERS.get(address - region.base, "-")
-                access = f"reads  {register:7} -> {read:#010x}" if written is None else ""
-                access = access or f"writes {register:7} <- {written:#010x}"
-                screen.mark(f"{machine.clock.now() / 1e9:.3f} s  the guest {access}  ({size} bytes at {address:#x})")
+        def observe(access: Access) -> None:
+            if access.region is None:
+                return
+            counts[access.region] += 1
+            if access.region.device is device:
+                register = _REGISTERS.get(access.address - access.region.base, "-")
+                how = f"writes {register:7} <-" if access.is_write else f"reads  {register:7} ->"
+                where = f"({access.size} bytes at {access.address:#x})"
+                screen.mark(f"{machine.clock.now() / 1e9:.3f} s  the guest {how} {access.value:#010x}  {where}")
 
-        for bus in buses(machine):
-            bus.observer = observe
+        for path in paths(machine):
+            path.observer = observe
         guest.load(pc)
         screen.started = time.monotonic()
         exit = run(pc, guest, timeout=TIMEOUT_SECONDS, reboot=False, stopped=lambda: screen.closed)

@@ -1,0 +1,118 @@
+"""The access path's own memory of answers, and its observer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from bus_devices import Decliner, Failing, Recorder
+
+from iobus.bus import DeviceError
+from iobus.clock import SteppedClock
+from iobus.exits import MmioExit
+from iobus.machine import Machine
+from iobus.path import Access, AccessPath
+
+
+def make() -> tuple[Machine, AccessPath]:
+    machine = Machine(clock=SteppedClock())
+    return machine, machine.vcpus[0].mmio_path
+
+
+def seen_by(path: AccessPath) -> list[tuple[Any, ...]]:
+    seen: list[tuple[Any, ...]] = []
+    path.observer = lambda access: seen.append(access[:5])
+    return seen
+
+
+def test_an_access_made_before_is_remembered_until_either_bus_changes() -> None:
+    """An engine finds the answer of an earlier access in `reads` and `writes`, and none after a registration."""
+    machine, path = make()
+    device = Recorder()
+    region = machine.mmio.attach(device, 0x1000, 16)
+    path.read(0x1004, 4)
+    path.write(0x1008, 2, 7)
+    assert path.reads[4][0x1004][:2] == (device.read, 4)
+    assert path.writes[2][0x1008][:2] == (device.write, 8)
+    for change in (
+        lambda: machine.vcpus[0].mmio.attach(Recorder(), 0x9000, 4),
+        lambda: region.move(0x2000),
+        lambda: region.move(0x1000),
+        lambda: region.enable(False),
+    ):
+        path.read(0x1004, 4)
+        change()
+        assert not path.reads[4]
+
+
+def test_nobodys_address_is_asked_of_the_caller_each_time() -> None:
+    """An access that no device claims comes to the caller however often it was made."""
+    _, path = make()
+    assert [path.read(0x1000, 4) for _ in range(3)] == [0xFFFFFFFF] * 3
+    assert not path.reads[4]
+
+
+def test_an_observer_sees_each_completed_access() -> None:
+    """Claimed or not, made before or not, with its value, once it has happened; and none once it is gone."""
+    machine, path = make()
+    device = Recorder()
+    machine.mmio.attach(Decliner(), 0, 16)
+    region = machine.mmio.attach(device, 0, 16)
+    path.read(0, 4)
+    seen = seen_by(path)
+    for _ in range(2):
+        path.read(0, 4)
+        path.write(4, 2, 9)
+        path.read(0x100, 4)
+        path.write(0x100, 1, 3)
+    assert (
+        seen
+        == [
+            (region, 0, 4, False, 0x42),
+            (region, 4, 2, True, 9),
+            (None, 0x100, 4, False, 0xFFFFFFFF),
+            (None, 0x100, 1, True, 3),
+        ]
+        * 2
+    )
+    path.observer = None
+    path.read(0, 4)
+    assert len(seen) == 8
+
+
+def test_an_observer_is_called_after_the_device_with_the_lock_held() -> None:
+    """What it sees of the device is the state after the access, and nobody else can touch it meanwhile."""
+    machine, path = make()
+    device = Recorder()
+    machine.mmio.attach(device, 0, 16)
+    calls: list[tuple[int, bool]] = []
+
+    def observe(access: Access) -> None:
+        calls.append((len(device.calls), machine.lock._is_owned()))  # type: ignore[attr-defined]
+        assert access.taken >= 0
+
+    path.observer = observe
+    path.read(0, 4)
+    path.read(0x100, 4)
+    assert calls == [(1, True), (1, True)]
+
+
+def test_an_observer_does_not_see_failed_accesses() -> None:
+    """An access that ended in `DeviceError` was not completed."""
+    machine, path = make()
+    machine.mmio.attach(Failing(), 0, 4)
+    seen = seen_by(path)
+    for access in (lambda: path.read(0, 4), lambda: path.write(0, 4, 0)):
+        with pytest.raises(DeviceError):
+            access()
+    assert seen == []
+
+
+def test_an_observer_sees_what_load_and_store_ask_of_devices() -> None:
+    """An emulated access that a device claims is seen; one that exits is its caller's and is not."""
+    machine, path = make()
+    region = machine.mmio.attach(Recorder(), 0, 16)
+    seen = seen_by(path)
+    machine.vcpus[0].load(0, 4)
+    assert isinstance(machine.vcpus[0].load(0x100, 4), MmioExit)
+    assert seen == [(region, 0, 4, False, 0x42)]
