@@ -169,6 +169,7 @@ class BusWorld(World):
     def __init__(self, ports: bool) -> None:
         machine = Machine(cpus=2)
         self.machine, self.ports = machine, ports
+        self.observers: dict[int, path.Observer] = {}
         buses = [machine.pio, *(vcpu.pio for vcpu in machine.vcpus)]
         if not ports:
             buses = [machine.mmio, *(vcpu.mmio for vcpu in machine.vcpus)]
@@ -182,12 +183,19 @@ class BusWorld(World):
 
     def observe(self, on: bool) -> None:
         for cpu, vcpu in enumerate(self.machine.vcpus):
+            way = vcpu.pio_path if self.ports else vcpu.mmio_path
+            if on and cpu not in self.observers:
+                self.observers[cpu] = self.observer(cpu)
+                way.observe(self.observers[cpu])
+            elif not on and cpu in self.observers:
+                way.ignore(self.observers.pop(cpu))
 
-            def observer(access: path.Access, cpu: int = cpu) -> None:
-                region = access.region and access.region.name
-                self.log.append(("seen", cpu, region, access.address, access.size, access.is_write, access.value))
+    def observer(self, cpu: int) -> path.Observer:
+        def observe(access: path.Access) -> None:
+            region = access.region and access.region.name
+            self.log.append(("seen", cpu, region, access.address, access.size, access.is_write, access.value))
 
-            (vcpu.pio_path if self.ports else vcpu.mmio_path).observer = observer if on else None
+        return observe
 
 
 class LinearWorld(World):

@@ -354,11 +354,11 @@ def test_trace_to_a_file(files: Files) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     lines = [line.split(maxsplit=1) for line in trace.read_text().splitlines()]
     assert [line[1] for line in lines] == [
-        "r mmio 0xd0000000 4 0x00000000 Mine",
-        "w mmio 0xd0000000 4 0x00000000 Mine",
-        "w pio 0x5678 1 0x07 (unclaimed)",
-        "r pio 0x5678 1 0xff (unclaimed)",
-        "w pio 0x604 2 0x3400 acpi-pm",
+        "r vcpu0 mmio 0xd0000000 4 0x00000000 Mine",
+        "w vcpu0 mmio 0xd0000000 4 0x00000000 Mine",
+        "w vcpu0 pio 0x5678 1 0x07 (unclaimed)",
+        "r vcpu0 pio 0x5678 1 0xff (unclaimed)",
+        "w vcpu0 pio 0x604 2 0x3400 acpi-pm",
     ]
     times = [float(line[0]) for line in lines]
     assert times == sorted(times)
@@ -368,8 +368,8 @@ def test_trace_to_standard_error(files: Files) -> None:
     """Without a file the lines go beside the guest's output; what nobody claims still reads as ones."""
     done = run_guest(files, LOAD + b"\x66\xba\xf8\x03\xee" + POWER_OFF, "--trace")
     assert (done.returncode, done.stdout) == (0, b"\xff")
-    assert b" r mmio 0xd0000000 4 0xffffffff (unclaimed)\n" in done.stderr
-    assert b" w pio 0x3f8 1 0xff uart\n" in done.stderr
+    assert b" r vcpu0 mmio 0xd0000000 4 0xffffffff (unclaimed)\n" in done.stderr
+    assert b" w vcpu0 pio 0x3f8 1 0xff uart\n" in done.stderr
 
 
 def test_a_trace_that_cannot_be_kept_ends_the_run(files: Files) -> None:

@@ -21,7 +21,7 @@ def make() -> tuple[Machine, AccessPath]:
 
 def seen_by(path: AccessPath) -> list[tuple[Any, ...]]:
     seen: list[tuple[Any, ...]] = []
-    path.observer = lambda access: seen.append(access[:5])
+    path.observe(lambda access: seen.append(access[:5]))
     return seen
 
 
@@ -53,13 +53,19 @@ def test_nobodys_address_is_asked_of_the_caller_each_time() -> None:
 
 
 def test_an_observer_sees_each_completed_access() -> None:
-    """Claimed or not, made before or not, with its value, once it has happened; and none once it is gone."""
+    """Claimed or not, made before or not, with its value; and none once it is told to ignore them, unlike another."""
     machine, path = make()
     device = Recorder()
     machine.mmio.attach(Decliner(), 0, 16)
     region = machine.mmio.attach(device, 0, 16)
     path.read(0, 4)
-    seen = seen_by(path)
+    seen: list[tuple[Any, ...]] = []
+
+    def observe(access: Access) -> None:
+        seen.append(access[:5])
+
+    path.observe(observe)
+    others = seen_by(path)
     for _ in range(2):
         path.read(0, 4)
         path.write(4, 2, 9)
@@ -75,9 +81,9 @@ def test_an_observer_sees_each_completed_access() -> None:
         ]
         * 2
     )
-    path.observer = None
+    path.ignore(observe)
     path.read(0, 4)
-    assert len(seen) == 8
+    assert (len(seen), len(others)) == (8, 9)
 
 
 def test_an_observer_is_called_after_the_device_with_the_lock_held() -> None:
@@ -91,7 +97,7 @@ def test_an_observer_is_called_after_the_device_with_the_lock_held() -> None:
         calls.append((len(device.calls), machine.lock._is_owned()))  # type: ignore[attr-defined]
         assert access.taken >= 0
 
-    path.observer = observe
+    path.observe(observe)
     path.read(0, 4)
     path.read(0x100, 4)
     assert calls == [(1, True), (1, True)]

@@ -49,22 +49,24 @@ class AccessPath:
         self.shared: Final = shared
         self._lock: Final[Any] = lock
         self._unclaimed = unclaimed
-        self._observer: Observer | None = None
+        self._observers: tuple[Observer, ...] = ()
         # Called one by one: a `with` costs twice as much, and this is the hot path.
         self.acquire, self.release = self._lock.acquire, self._lock.release
         self._forget()
         own.on_change(self._forget)
         shared.on_change(self._forget)
 
-    @property
-    def observer(self) -> Observer | None:
-        """Called with each `Access` when it is complete, with the lock held; None (the default) costs nothing."""
-        return self._observer
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` with each `Access` when it is complete, with the lock held, until `ignore`.
 
-    @observer.setter
-    def observer(self, observer: Observer | None) -> None:
-        self._observer = observer
-        self._forget()  # what is remembered by-passes it
+        Without observers an access pays nothing for them.
+        """
+        self._observers += (observer,)
+        self._forget()  # what is remembered by-passes them
+
+    def ignore(self, observer: Observer) -> None:
+        """Call `observer` no more."""
+        self._observers = tuple(other for other in self._observers if other is not observer)
 
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at `address`, completed on return. Raises `DeviceError`."""
@@ -111,9 +113,8 @@ class AccessPath:
 
     def ask(self, address: int, size: int, value: int | None, after: Claim | Any = UNKNOWN) -> Any:
         """Ask the devices, those behind the decliner `after` where given; `NotImplemented` when none claims."""
-        observer = self._observer
-        if observer is not None:
-            return self._ask_observed(observer, address, size, value, after)
+        if self._observers:
+            return self._ask_observed(address, size, value, after)
         # Before anything is looked up: a change meanwhile abandons this dictionary.
         hits = (self.reads if value is None else self.writes).get(size)
         own, shared = self.own, self.shared
@@ -132,7 +133,7 @@ class AccessPath:
             self._remember(hits, address, size, value is not None)
         return result
 
-    def _ask_observed(self, observer: Observer, address: int, size: int, value: int | None, after: Any) -> Any:
+    def _ask_observed(self, address: int, size: int, value: int | None, after: Any) -> Any:
         """As `ask`, the slow way, remembering nothing, so that each access comes here."""
         region: Region | None = None
 
@@ -147,17 +148,23 @@ class AccessPath:
             if result is NotImplemented and first is self.own:
                 result = self.shared.search(address, size, value, None, before)
             if result is not NotImplemented:
-                _tell(observer, region, address, size, value, result, start)
+                self._tell(region, address, size, value, result, start)
         return result
 
     def _complete(self, address: int, size: int, value: int | None) -> int:
         """Have an access completed that no device claims."""
         start = perf_counter_ns()
         result = self._unclaimed(address, size, value)
-        if (observer := self._observer) is not None:
+        if self._observers:
             with self._lock:
-                _tell(observer, None, address, size, value, result, start)
+                self._tell(None, address, size, value, result, start)
         return result
+
+    def _tell(self, region: Region | None, address: int, size: int, written: int | None, read: int, start: int) -> None:
+        value, taken = read if written is None else written, perf_counter_ns() - start
+        access = Access(region, address, size, written is not None, value, start, taken)
+        for observer in self._observers:
+            observer(access)
 
     def _remember(self, hits: Hits, address: int, size: int, is_write: bool) -> None:
         """Keep what the buses remember of an access."""
@@ -181,10 +188,3 @@ class AccessPath:
         each access: each change of either bus puts other dictionaries in this place.
         """
         self.writes: dict[int, Hits] = {size: {} for size in SIZES}
-
-
-def _tell(
-    observer: Observer, region: Region | None, address: int, size: int, written: int | None, read: int, start: int
-) -> None:
-    value = read if written is None else written
-    observer(Access(region, address, size, written is not None, value, start, perf_counter_ns() - start))

@@ -102,6 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     map_ = commands.add_parser("map", help="print the address map", description="Print every region, RAM included.")
     map_.set_defaults(run=_map)
 
+    replay = commands.add_parser(
+        "replay", help="replay a trace against a device", description="Make a trace's accesses to a device again."
+    )
+    replay.set_defaults(run=_replay)
+    replay.add_argument("trace", metavar="TRACE.jsonl", type=Path, help="what iobus boot --trace TRACE.jsonl wrote")
+    replay.add_argument("--device", metavar="SPEC", required=True, help=f"the device: {FORM}")
+    replay.add_argument("--region", metavar="NAME", help="the device's name in the trace (default: its name now)")
+    replay.add_argument("--test", metavar="FILE", type=Path, help="write a test for pytest that replays, instead")
+
     for command in (boot, map_):
         command.add_argument(
             "--memory", metavar="SIZE", type=values.memory_size, default=256 << 20, help="RAM (default: 256M)"
@@ -135,6 +144,15 @@ def _demo(_: argparse.Namespace) -> tuple[Status, str]:
     from iobus.cli.demo import demo
 
     return demo()
+
+
+def _replay(options: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.replay import replay_trace, write_test
+
+    spec = DeviceSpec.parse(options.device)
+    if options.test is not None:
+        return write_test(options.trace, spec, options.region, options.test)
+    return replay_trace(options.trace, spec, options.region)
 
 
 def _map(options: argparse.Namespace) -> tuple[Status, str]:

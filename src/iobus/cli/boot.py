@@ -11,19 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
-from iobus.bus import IobusError
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
-from iobus.cli.trace import trace
+from iobus.cli.trace import tracing
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import Exit, ResetExit, TimeoutExit
-from iobus.machine import Machine, Unclaimed
+from iobus.machine import Unclaimed
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 
@@ -41,10 +39,6 @@ poweroff -f
 """
 
 Say = Callable[[str], None]
-
-
-class TraceError(IobusError):
-    """The trace cannot be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +92,7 @@ def boot(options: BootOptions) -> tuple[Status, str]:
             kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
         guest = Guest(kernel, initrd, f"{COMMAND_LINE} {options.append}".rstrip())
         guest.load(pc)
-        with _tracing(pc.machine, options.trace, console.say), console.open(pc):
+        with tracing(pc.machine, options.trace, console.say), console.open(pc):
             exit = run(
                 pc, guest,
                 timeout=options.timeout, unclaimed=options.unclaimed, reboot=options.reboot,
@@ -165,36 +159,3 @@ def shell_initrd(say: Say) -> bytes:
 def progress_to(say: Say) -> debian.Progress:
     """Return what tells `say` of a guest's fetching."""
     return lambda line: say(f"iobus: {line}")
-
-
-@contextlib.contextmanager
-def _tracing(machine: Machine, where: str | None, say: Say) -> Iterator[None]:
-    if where is None:
-        yield
-    elif not where:
-        trace(machine, say)
-        yield
-    else:
-        file = _open_trace(where)
-
-        def write(line: str) -> None:
-            try:
-                file.write(f"{line}\n")
-            except OSError as exc:
-                raise TraceError(f"trace file {where} cannot be written: {exc.strerror}") from exc
-
-        trace(machine, write)
-        try:
-            yield
-        finally:
-            try:
-                file.close()
-            except OSError as exc:
-                raise TraceError(f"trace file {where} cannot be written: {exc.strerror}") from exc
-
-
-def _open_trace(where: str) -> TextIO:
-    try:
-        return Path(where).open("w")
-    except OSError as exc:
-        raise UsageError(f"trace file {where} cannot be written: {exc.strerror}") from exc

@@ -18,7 +18,6 @@ from iobus.cli.boot import COMMAND_LINE, Guest, make_pc, progress_to, run
 from iobus.cli.console import STDOUT, Console
 from iobus.cli.demo_device import Scratch
 from iobus.cli.outcome import Status, describe, describe_lost
-from iobus.cli.trace import paths
 from iobus.exits import PowerOffExit
 from iobus.path import Access
 
@@ -106,8 +105,9 @@ def demo() -> tuple[Status, str]:
                 where = f"({access.size} bytes at {access.address:#x})"
                 screen.mark(f"{machine.clock.now() / 1e9:.3f} s  the guest {how} {access.value:#010x}  {where}")
 
-        for path in paths(machine):
-            path.observer = observe
+        for vcpu in machine.vcpus:
+            vcpu.mmio_path.observe(observe)
+            vcpu.pio_path.observe(observe)
         guest.load(pc)
         screen.started = time.monotonic()
         exit = run(pc, guest, timeout=TIMEOUT_SECONDS, reboot=False, stopped=lambda: screen.closed)

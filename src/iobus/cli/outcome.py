@@ -9,7 +9,7 @@ import traceback
 from enum import IntEnum
 from types import TracebackType
 
-from iobus import bus
+from iobus import bus, path, widths
 from iobus.bus import DeviceError, IobusError
 from iobus.clock import TimerError
 from iobus.exits import (
@@ -84,4 +84,4 @@ def describe_error(error: DeviceError | TimerError) -> str:
 
 
 def _is_of_the_bus(trace: TracebackType | None) -> bool:
-    return trace is not None and trace.tb_frame.f_code.co_filename == bus.__file__
+    return trace is not None and trace.tb_frame.f_code.co_filename in (bus.__file__, path.__file__, widths.__file__)

@@ -1,36 +1,122 @@
-"""`--trace`: one line of text for each access, claimed or not. Above the observers of the vCPUs' access paths.
+"""`--trace [FILE]`: where a run's trace goes, by the file's name; above `iobus.trace`.
 
-A line is the guest's time in seconds, r or w, the bus, the address, the size in bytes, the value and the region:
-
-    2.718281 w mmio 0xd0000004 4 0x0000cafe Scratch
-    2.718290 r mmio 0xd0001000 4 0xffffffff (unclaimed)
+On the terminal, and in a file of any other name, a record is a line of text (`Record.__str__`). `*.jsonl` is
+JSON lines, which `iobus replay` and `iobus report` read. `*.json` is what Perfetto's viewer
+(ui.perfetto.dev) opens: the Trace Event Format, with a track for each vCPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
 
+from iobus.bus import IobusError
+from iobus.cli.outcome import UsageError
 from iobus.machine import Machine
-from iobus.path import Access, AccessPath
+from iobus.trace import JsonLines, Record, Sink, TraceFileError, Tracer, read_trace
 
 
-def trace(machine: Machine, emit: Callable[[str], None]) -> None:
-    """Call `emit` with a line for each access from now on."""
-
-    def observer_of(path: AccessPath) -> Callable[[Access], None]:
-        def observe(access: Access) -> None:
-            region = access.region
-            bus, name = (path.shared, "(unclaimed)") if region is None else (region.bus, region.name)
-            seconds, verb = machine.clock.now() / 1e9, "w" if access.is_write else "r"
-            value = f"{access.value:#0{2 + 2 * access.size}x}"
-            emit(f"{seconds:.6f} {verb} {bus.name} {access.address:#x} {access.size} {value} {name}")
-
-        return observe
-
-    for path in paths(machine):
-        path.observer = observer_of(path)
+class TraceError(IobusError):
+    """The trace file cannot be written on."""
 
 
-def paths(machine: Machine) -> list[AccessPath]:
-    """Return the access paths of the machine's vCPUs."""
-    return [path for vcpu in machine.vcpus for path in (vcpu.mmio_path, vcpu.pio_path)]
+@contextlib.contextmanager
+def tracing(machine: Machine, where: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Trace to the file `where`, or for "" to `say`, or for None not at all. Raises `UsageError`, `TraceError`."""
+    if where is None:
+        yield
+    elif not where:
+        with Tracer(machine, lambda record: say(str(record))):
+            yield
+    else:
+        try:
+            file: IO[str] = _TraceFile(where)
+        except OSError as exc:
+            raise UsageError(f"trace file {where} cannot be written: {exc.strerror}") from exc
+        with file:
+            sink = _sink(Path(where).suffix, file)
+            with Tracer(machine, sink):
+                yield
+            if isinstance(sink, Perfetto):
+                sink.end()
+
+
+def read_trace_file(path: Path) -> Iterator[Record]:
+    """Yield the records of a `*.jsonl` trace. Raises `UsageError`, `TraceFileError`."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from read_trace(file, str(path))
+    except OSError as exc:
+        raise UsageError(f"trace file {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        raise TraceFileError(f"{path} is no trace: it is no text; iobus boot --trace FILE.jsonl writes one") from None
+
+
+def _sink(suffix: str, file: IO[str]) -> Sink:
+    if suffix == ".jsonl":
+        return JsonLines(file)
+    if suffix == ".json":
+        return Perfetto(file)
+    return lambda record: print(record, file=file)
+
+
+class _TraceFile(io.TextIOWrapper):
+    """A text file whose failure to take more is a `TraceError` that names it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(open(where, "wb"), encoding="utf-8")  # noqa: PTH123, SIM115 closed with the wrapper
+        self._where = where
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    def _failed(self, exc: OSError) -> TraceError:
+        return TraceError(f"trace file {self._where} cannot be written: {exc.strerror}")
+
+
+class Perfetto:
+    """A sink in the Trace Event Format, in its JSON array form: a complete event for each access.
+
+    The event's time is the guest's, its duration how long the device took, both in microseconds.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._write = file.write
+        self._vcpus: set[int] = set()
+        self._write('[\n{"name":"process_name","ph":"M","pid":1,"args":{"name":"iobus"}}')
+
+    def __call__(self, record: Record) -> None:
+        if record.vcpu not in self._vcpus:
+            self._vcpus.add(record.vcpu)
+            self._event(name="thread_name", ph="M", pid=1, tid=record.vcpu, args={"name": f"vcpu{record.vcpu}"})
+        where = ", ".join(register.name for register in record.registers) or f"+{record.offset:#x}"
+        verb = "write" if record.is_write else "read"
+        what = f"{record.region} {where}" if record.region is not None else f"unclaimed {record.address:#x}"
+        self._event(
+            name=f"{what} {verb}", cat=record.space, ph="X", pid=1, tid=record.vcpu,
+            ts=(record.time - record.taken) / 1000, dur=record.taken / 1000,
+            args={
+                "address": hex(record.address), "size": record.size, "value": hex(record.value), "rip": hex(record.rip),
+                **{str(register.name): str(register) for register in record.registers},
+            },
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Close the array. A file without its end, of a run that was killed, is read all the same."""
+        self._write("\n]\n")
+
+    def _event(self, **event: Any) -> None:
+        self._write(",\n" + json.dumps(event, separators=(",", ":")))

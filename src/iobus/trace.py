@@ -1,0 +1,206 @@
+"""A trace: what every access was, who claimed it, and which registers it touched; kept as JSON lines.
+
+Stands above `machine.py`; a `Tracer` listens at the access paths of the machine's vCPUs. With none, the
+paths pay nothing. What is made of a trace is in `replay.py` and in the command (`iobus.cli`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import IO, Any, Final, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+from iobus.bus import IobusError
+from iobus.machine import Machine
+from iobus.path import Access, AccessPath, Observer
+from iobus.vcpu import VCPU
+from iobus.widths import SIZES
+
+FORMAT: Final = 1
+"""The version in the first line of a trace."""
+
+_HEADER: Final = "iobus-trace"
+
+
+Space = Literal["mmio", "pio"]
+
+
+class TraceFileError(IobusError, ValueError):
+    """A file that is no trace: it names the line and what is wrong with it."""
+
+
+class Touched(NamedTuple):
+    """A register that an access touched, as its device names it."""
+
+    name: str
+    fields: tuple[tuple[str, int], ...] = ()
+    """Name and value of each field, from the access's bytes."""
+
+    def __str__(self) -> str:
+        fields = " ".join(f"{name}={value:#x}" for name, value in self.fields)
+        return f"{self.name} {{{fields}}}" if fields else self.name
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A device that can name what an access touches; `iobus.registers.RegisterBank` is one."""
+
+    def describe(self, offset: int, size: int, value: int) -> Iterable[tuple[str, Iterable[tuple[str, int]]]]:
+        """Name the registers in `[offset, offset + size)`, each with its fields' values in `value`."""
+
+
+class Record(NamedTuple):
+    """One access in a trace."""
+
+    time: int
+    """The machine's clock when it was complete, in ns."""
+    vcpu: int
+    space: Space
+    address: int
+    size: int
+    """1, 2, 4 or 8 bytes."""
+    is_write: bool
+    value: int
+    region: str | None
+    """The name of the region that claimed it; None where nobody did."""
+    device: str | None
+    """Its device's class."""
+    offset: int
+    """From the region's base; 0 where nobody claimed it."""
+    registers: tuple[Touched, ...]
+    rip: int
+    """The instruction pointer as far as the engine knows it (see the engine's docs)."""
+    taken: int
+    """How long the device, or the caller that answered, took, in ns of the host."""
+
+    def __str__(self) -> str:
+        """The line of `--trace`: time in s, r or w, bus, address, size, value, region, registers."""
+        verb, value = "w" if self.is_write else "r", f"{self.value:#0{2 + 2 * self.size}x}"
+        names = "".join(f" {register}" for register in self.registers)
+        return (
+            f"{self.time / 1e9:.6f} {verb} vcpu{self.vcpu} {self.space} {self.address:#x} {self.size} {value} "
+            f"{self.region or '(unclaimed)'}{names}"
+        )
+
+
+Sink = Callable[[Record], None]
+
+
+class Tracer:
+    """Gives `sink` a `Record` of each access of `machine`'s vCPUs, in their order, while it is open.
+
+    `sink` is called with the machine lock held and must not make an access. Accesses that end in
+    `DeviceError`, and DMA between devices, are not recorded.
+    """
+
+    def __init__(self, machine: Machine, sink: Sink) -> None:
+        self._machine = machine
+        self._sink = sink
+        self._observed: list[tuple[AccessPath, Observer]] = []
+
+    def __enter__(self) -> Self:
+        for vcpu in self._machine.vcpus:
+            self._observed += [
+                (vcpu.mmio_path, self._observer(vcpu, "mmio")),
+                (vcpu.pio_path, self._observer(vcpu, "pio")),
+            ]
+        for path, observer in self._observed:
+            path.observe(observer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        for path, observer in self._observed:
+            path.ignore(observer)
+        self._observed.clear()
+
+    def _observer(self, vcpu: VCPU, space: Space) -> Observer:
+        clock, sink = self._machine.clock, self._sink
+
+        def observe(access: Access) -> None:
+            region, address, size, is_write, value, _, taken = access
+            name = device = None
+            offset = 0
+            registers: tuple[Touched, ...] = ()
+            if region is not None:
+                name, device, offset = region.name, type(region.device).__name__, address - region.base
+                registers = touched(region.device, offset, size, value)
+            rip = vcpu.executor.rip()
+            sink(Record(
+                clock.now(), vcpu.index, space, address, size, is_write, value, name, device, offset, registers,
+                rip, taken,
+            ))  # fmt: skip
+
+        return observe
+
+
+def touched(device: object, offset: int, size: int, value: int) -> tuple[Touched, ...]:
+    """Name the registers of `device` that an access touches; empty where it cannot tell."""
+    if not isinstance(device, Described):
+        return ()
+    return tuple(Touched(name, tuple(fields)) for name, fields in device.describe(offset, size, value))
+
+
+class JsonLines:
+    """A sink that writes a line of JSON for each record to `file`, after a first one that names the format."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._write = file.write
+        self._write(json.dumps({_HEADER: FORMAT}) + "\n")
+
+    def __call__(self, record: Record) -> None:
+        self._write(json.dumps(to_json(record), separators=(",", ":")) + "\n")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """Return `record` as plain data. Addresses and values are hexadecimal text: JSON's readers round large numbers."""
+    return {
+        "time": record.time, "vcpu": record.vcpu, "op": "write" if record.is_write else "read", "space": record.space,
+        "address": hex(record.address), "size": record.size, "value": hex(record.value),
+        "region": record.region, "device": record.device, "offset": record.offset,
+        "registers": {register.name: dict(register.fields) for register in record.registers},
+        "rip": hex(record.rip), "taken": record.taken,
+    }  # fmt: skip
+
+
+def read_trace(lines: Iterable[str], name: str = "trace") -> Iterator[Record]:
+    """Yield the records of JSON lines. Raises `TraceFileError`, which names `name` and the line, at what is none."""
+    for number, line in enumerate(lines, 1):
+        try:
+            data = json.loads(line)
+            if number > 1:
+                yield _from_json(data)
+            elif not isinstance(data, dict) or data.get(_HEADER) != FORMAT:
+                raise ValueError(f'the first line of a trace is {{"{_HEADER}": {FORMAT}}}')
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
+            raise TraceFileError(f"{name}, line {number}: no access of a trace: {what}") from None
+
+
+def _from_json(data: Any) -> Record:
+    address, value = int(data["address"], 16), int(data["value"], 16)
+    time, vcpu, size, offset, taken = (_whole(data, key) for key in ("time", "vcpu", "size", "offset", "taken"))
+    if size not in SIZES:
+        raise ValueError(f"size {size}; use one of {SIZES}")
+    if not 0 <= value < 1 << 8 * size:
+        raise ValueError(f"value {value:#x} does not fit in {size} bytes")
+    if data["op"] not in ("read", "write") or data["space"] not in ("mmio", "pio"):
+        raise ValueError(f"op {data['op']!r} in space {data['space']!r}; use read or write, in mmio or pio")
+    for key in ("region", "device"):
+        if not isinstance(data[key], str | None):
+            raise ValueError(f"{key} {data[key]!r} is no text")
+    registers = tuple(
+        Touched(name, tuple((field, _whole(fields, field)) for field in fields))
+        for name, fields in data["registers"].items()
+    )
+    return Record(
+        time, vcpu, data["space"], address, size, data["op"] == "write", value,
+        data["region"], data["device"], offset, registers, int(data["rip"], 16), taken,
+    )  # fmt: skip
+
+
+def _whole(data: Any, key: str) -> int:
+    value = data[key]
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{key} {value!r} is no whole number")
+    return value
