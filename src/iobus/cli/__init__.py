@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     map_ = commands.add_parser("map", help="print the address map", description="Print every region, RAM included.")
     map_.set_defaults(run=_map)
+    map_.add_argument("--svg", metavar="FILE", type=Path, help="draw it in FILE instead")
 
     replay = commands.add_parser(
         "replay", help="replay a trace against a device", description="Make a trace's accesses to a device again."
@@ -110,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--device", metavar="SPEC", required=True, help=f"the device: {FORM}")
     replay.add_argument("--region", metavar="NAME", help="the device's name in the trace (default: its name now)")
     replay.add_argument("--test", metavar="FILE", type=Path, help="write a test for pytest that replays, instead")
+
+    report = commands.add_parser(
+        "report", help="make an HTML report of a trace", description="Make one HTML page of a run's trace."
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("trace", metavar="TRACE.jsonl", type=Path, help="what iobus boot --trace TRACE.jsonl wrote")
+    report.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help="the page to write")
 
     for command in (boot, map_):
         command.add_argument(
@@ -155,9 +163,15 @@ def _replay(options: argparse.Namespace) -> tuple[Status, str]:
     return replay_trace(options.trace, spec, options.region)
 
 
+def _report(options: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.report import write_report
+
+    return write_report(options.trace, options.output)
+
+
 def _map(options: argparse.Namespace) -> tuple[Status, str]:
     from iobus.cli.addressmap import print_map
 
-    print_map(memory=options.memory, devices=[DeviceSpec.parse(text) for text in options.device])
+    print_map(memory=options.memory, devices=[DeviceSpec.parse(text) for text in options.device], svg=options.svg)
     sys.stdout.flush()
     return Status.OK, ""
