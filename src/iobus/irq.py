@@ -42,6 +42,10 @@ class Pin:
 
     def __init__(self, *sinks: Callable[[bool], None], name: str = "") -> None:
         self.name = name
+        self.sources: list[str] = []
+        """The names of its lines."""
+        self.count = 0
+        """How often it has gone from low to high."""
         self._sinks = sinks
         self._asserted = 0
 
@@ -52,12 +56,15 @@ class Pin:
 
     def line(self, name: str = "") -> Line:
         """Return a new source of this pin, low."""
-        return Line(self, name or self.name)
+        name = name or self.name
+        self.sources.append(name)
+        return Line(self, name)
 
     def _source_changed(self, level: bool) -> None:
         before = self._asserted
         self._asserted += 1 if level else -1
         if (before > 0) != (self._asserted > 0):
+            self.count += level
             for sink in self._sinks:
                 sink(level)
 

@@ -112,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--region", metavar="NAME", help="the device's name in the trace (default: its name now)")
     replay.add_argument("--test", metavar="FILE", type=Path, help="write a test for pytest that replays, instead")
 
+    top = commands.add_parser(
+        "top", help="watch a running guest's accesses", description="Watch what a running guest asks of its devices."
+    )
+    top.set_defaults(run=_top)
+    top.add_argument("pid", metavar="PID", type=int, nargs="?", help="of its iobus boot (default: the only one)")
+
     report = commands.add_parser(
         "report", help="make an HTML report of a trace", description="Make one HTML page of a run's trace."
     )
@@ -161,6 +167,12 @@ def _replay(options: argparse.Namespace) -> tuple[Status, str]:
     if options.test is not None:
         return write_test(options.trace, spec, options.region, options.test)
     return replay_trace(options.trace, spec, options.region)
+
+
+def _top(options: argparse.Namespace) -> tuple[Status, str]:
+    from iobus.cli.top import top
+
+    return top(options.pid)
 
 
 def _report(options: argparse.Namespace) -> tuple[Status, str]:

@@ -17,6 +17,7 @@ from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
+from iobus.cli.monitor import Monitor
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import tracing
 from iobus.engines.unicorn.engine import UnicornEngine
@@ -92,7 +93,7 @@ def boot(options: BootOptions) -> tuple[Status, str]:
             kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
         guest = Guest(kernel, initrd, f"{COMMAND_LINE} {options.append}".rstrip())
         guest.load(pc)
-        with tracing(pc.machine, options.trace, console.say), console.open(pc):
+        with Monitor(pc, console.say), tracing(pc.machine, options.trace, console.say), console.open(pc):
             exit = run(
                 pc, guest,
                 timeout=options.timeout, unclaimed=options.unclaimed, reboot=options.reboot,

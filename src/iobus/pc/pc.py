@@ -73,7 +73,8 @@ class Pc:
             vcpu.features.x2apic = vcpu.executor.traps_msrs
             vcpu.features.tsc_deadline = vcpu.executor.tsc is not None
             lapic.attach(vcpu.mmio)
-        self._pins = tuple(self._make_pin(number) for number in range(self.ioapic.pins))
+        self.pins: Final = tuple(self._make_pin(number) for number in range(self.ioapic.pins))
+        """The interrupt inputs by number; devices get theirs from `irq`."""
 
         reset = self._reset_from
         self.pit: Final = Pit(machine.clock, self.irq(layout.IRQ_TIMER, "pit"))
@@ -105,9 +106,9 @@ class Pc:
 
     def irq(self, number: int, name: str = "") -> Line:
         """Return a new line of interrupt `number`: 0-15 are the ISA lines, 16-23 IOAPIC pins only."""
-        if not 0 <= number < len(self._pins) or number == layout.TIMER_GSI:
-            raise ValueError(f"interrupt {number}: use 0 to {len(self._pins) - 1}, but not {layout.TIMER_GSI}")
-        return self._pins[number].line(name)
+        if not 0 <= number < len(self.pins) or number == layout.TIMER_GSI:
+            raise ValueError(f"interrupt {number}: use 0 to {len(self.pins) - 1}, but not {layout.TIMER_GSI}")
+        return self.pins[number].line(name)
 
     def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> None:
         """Attach a user's device to the memory-mapped I/O bus, having told it of the machine.

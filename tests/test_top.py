@@ -1,0 +1,121 @@
+"""`iobus top`: it finds running guests, counts only while somebody looks, and says what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_rig import ECHO, Files, iobus, say, terminal
+from rich.console import Console
+
+from iobus.cli.monitor import Monitor, counting, directory
+from iobus.cli.top import tables
+from iobus.clock import SteppedClock
+from iobus.pc.pc import Pc
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of the test's own, with a name short enough for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="iobus-test-") as path:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", path)
+        yield Path(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def text_of(before: dict[str, Any], now: dict[str, Any]) -> str:
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console.print(tables(before, now, "1"))
+    return console.export_text()
+
+
+def test_counts_are_of_what_happens_while_somebody_looks() -> None:
+    """Accesses, interrupt lines and unclaimed addresses are counted; afterwards the path remembers again."""
+    pc = Pc(clock=SteppedClock())
+    path = pc.machine.vcpus[0].pio_path
+    path.read(0x3FD, 1)
+    with counting(pc) as counts:
+        for _ in range(3):
+            path.read(0x3FD, 1)
+        path.write(0x3FF, 1, 7)
+        pc.irq(5, "probe").pulse()
+        found = counts()
+    path.read(0x3FD, 1)
+    path.read(0x3FD, 1)
+    (bus, base, name, reads, writes, taken) = found["regions"][0]
+    assert (bus, base, name, reads, writes) == ("pio", 0x3F8, "uart", 3, 1)
+    assert taken > 0
+    assert ["irq5", "probe", 1] in found["interrupts"]
+    assert path.reads[1][0x3FD]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_rate_is_of_the_guests_time_between_two_snapshots() -> None:
+    """200 reads in half a second of the guest's time are 400 a second; the busiest device comes first."""
+    before = {"time": 10**9, "regions": [["pio", 0x3F8, "uart", 100, 0, 0]], "interrupts": [], "unclaimed": []}
+    now = {
+        "time": 15 * 10**8,
+        "regions": [["mmio", 0xD0000000, "[bold]quiet", 1, 1, 50], ["pio", 0x3F8, "uart", 300, 0, 60_000]],
+        "interrupts": [["irq4", "com1", 9]],
+        "unclaimed": [["mmio", 0xE0000000, "read", 12]],
+    }
+    lines = [line.split("│") for line in text_of(before, now).splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert cells[0] == ["uart", "pio", "0x3f8", "400", "0", "300", "200"]
+    assert cells[1] == ["[bold]quiet", "mmio", "0xd0000000", "2", "2", "2", "25"]
+    assert ["irq4", "com1", "18", "9"] in cells
+    assert ["mmio", "0xe0000000", "read", "12"] in cells
+
+
+def test_a_running_guest_is_found_and_shown(files: Files) -> None:
+    """While a guest polls its UART, `iobus top` shows it, printed once where there is no terminal."""
+    with terminal("boot", "--kernel", files.kernel(say("ready") + ECHO)) as guest:
+        guest.wait_for(b"ready")
+        done = iobus("top")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert f"guest of process {guest.process.pid}" in done.stdout.decode()
+        assert "uart" in done.stdout.decode()
+        with terminal("top", guest.process.pid) as top:
+            top.wait_for(b"uart")
+            guest.type(b"q")
+            assert guest.end() == 0
+            assert top.end() == 0
+            assert b"has ended" in top.shown
+    assert list(directory().iterdir()) == []
+
+
+def test_no_guest_and_several_guests_are_told() -> None:
+    """One line that says what to do."""
+    assert iobus("top").stderr == b"iobus: no guest of yours is running; start one with iobus boot\n"
+    assert iobus("top", 1).stderr == b"iobus: process 1 runs no guest of yours\n"
+    listeners = []
+    for pid in (10, 11):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(directory() / f"{pid}.sock"))
+        listener.listen()
+        listeners.append(listener)
+    assert iobus("top").stderr == b"iobus: several guests are running: say which, of 10, 11\n"
+    for listener in listeners:
+        listener.close()
+    assert b"no guest of yours" in iobus("top").stderr  # their processes were killed: what they left is cleared
+    assert list(directory().iterdir()) == []
+
+
+def test_a_directory_that_others_can_enter_is_not_used(runtime: Path) -> None:
+    """Somebody else could have made it: no socket in it is trusted, and a guest runs without one."""
+    (runtime / "iobus").mkdir(mode=0o755)
+    assert b"not a directory that only user" in iobus("top").stderr
+    said: list[str] = []
+    with Monitor(Pc(clock=SteppedClock()), said.append):
+        pass
+    assert "iobus top will not find this guest" in said[0]
