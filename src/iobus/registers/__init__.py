@@ -1,0 +1,107 @@
+"""Registers as a language: declare a bank of registers, and it is a device. See docs/registers.md.
+
+    from iobus.registers import RW, RW1C, Field, Register, RegisterBank, on_write
+
+From the ground up: `kinds.py` (what a guest can do with a bit), `entries.py` (a register map as plain
+data, and its checks), `language.py` (what a class body is written in), `layout.py` (how an access is
+carried out), `hooks.py` (methods around accesses), `describe.py` (what an access is called), `bank.py` (the
+device).
+"""
+
+from iobus.registers.bank import BankState, RegisterBank
+from iobus.registers.describe import FieldValue, RegisterAccess
+from iobus.registers.entries import (
+    Dimension,
+    FieldEntry,
+    GroupEntry,
+    MapError,
+    RegisterEntry,
+    RegisterMap,
+    ValueEntry,
+)
+from iobus.registers.hooks import on_read, on_write
+from iobus.registers.kinds import (
+    KINDS,
+    RC,
+    RCW,
+    RES0,
+    RES1,
+    RME,
+    RMEW,
+    RS,
+    RW,
+    RW0C,
+    RW0S,
+    RW0T,
+    RW1,
+    RW1C,
+    RW1S,
+    RW1T,
+    RWC,
+    RWME,
+    RWS,
+    W1,
+    W1C,
+    W1S,
+    W1T,
+    WO,
+    Access,
+    OnRead,
+    OnWrite,
+    R,
+    W,
+    kind,
+)
+from iobus.registers.language import Array, Field, Register, RegisterGroup, Values, bits
+
+__all__ = [
+    "KINDS",
+    "RC",
+    "RCW",
+    "RES0",
+    "RES1",
+    "RME",
+    "RMEW",
+    "RS",
+    "RW",
+    "RW0C",
+    "RW0S",
+    "RW0T",
+    "RW1",
+    "RW1C",
+    "RW1S",
+    "RW1T",
+    "RWC",
+    "RWME",
+    "RWS",
+    "W1",
+    "W1C",
+    "W1S",
+    "W1T",
+    "WO",
+    "Access",
+    "Array",
+    "BankState",
+    "Dimension",
+    "Field",
+    "FieldEntry",
+    "FieldValue",
+    "GroupEntry",
+    "MapError",
+    "OnRead",
+    "OnWrite",
+    "R",
+    "Register",
+    "RegisterAccess",
+    "RegisterBank",
+    "RegisterEntry",
+    "RegisterGroup",
+    "RegisterMap",
+    "ValueEntry",
+    "Values",
+    "W",
+    "bits",
+    "kind",
+    "on_read",
+    "on_write",
+]
