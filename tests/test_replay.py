@@ -17,26 +17,26 @@ from iobus.replay import ReplayError, replay
 from iobus.trace import JsonLines, Record, Tracer
 
 COUNTER = '''\
-from iobus.bus import Device
+from iobus.registers import RW, Field, Register, RegisterBank, bits, on_read
 
 
-class Counter(Device):
-    """Counts reads, from what was last written; VALUE at 0, of which the low byte is LOW."""
+class Value(Register):
+    LOW = Field(bits(7, 0), RW)
+    HIGH = Field(bits(31, 8), RW)
 
-    length = 0x100
+
+class Counter(RegisterBank):
+    """Counts reads, from what was last written."""
+
+    VALUE = Value(0)
 
     def __init__(self, step=1):
-        self.value, self.step = 0, step
+        super().__init__()
+        self.step = step
 
-    def read(self, offset, size):
-        self.value += self.step
-        return self.value
-
-    def write(self, offset, size, value):
-        self.value = value
-
-    def describe(self, offset, size, value):
-        return [("VALUE", [("LOW", value & 0xFF), ("HIGH", value >> 8)])]
+    @on_read(VALUE)
+    def count(self):
+        self.VALUE.LOW += self.step
 '''
 
 
@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Path:
     machine.mmio.attach(space["Counter"](), 0xD0000000)
     with (tmp_path / "run.jsonl").open("w") as file, Tracer(machine, JsonLines(file)):
         path = machine.vcpus[0].mmio_path
-        for value in (0, 0x41, 0x1FF):
+        for value in (0, 0x41, 0x1FE):
             path.write(0xD0000000, 4, value)
             path.read(0xD0000000, 4)
         path.read(0x9000, 4)

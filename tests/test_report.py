@@ -18,7 +18,19 @@ HOSTILE = "</script><script>document.title='taken'</script>"
 
 def record(number: int, **changed: Any) -> Record:
     plain = Record(
-        1_000_000 * number, 0, "mmio", 0xD0000000, 4, False, number, "dev", "MyDevice", 0, (Touched("ID"),), 0, 100
+        1_000_000 * number,
+        0,
+        "mmio",
+        0xD0000000,
+        4,
+        False,
+        number,
+        "dev",
+        "MyDevice",
+        0,
+        (Touched("ID", (), "ID 0x0"),),
+        0,
+        100,
     )
     return plain._replace(**changed)
 
@@ -27,7 +39,7 @@ RUN = [
     *(record(number) for number in range(100)),
     *(record(number, region="uart", space="pio", is_write=True, offset=5, registers=()) for number in range(30)),
     record(40, region="uart", space="pio", taken=5_000),
-    record(50, region=HOSTILE, offset=8, registers=(Touched(HOSTILE),)),
+    record(50, region=HOSTILE, offset=8, registers=(Touched(HOSTILE, (), HOSTILE),)),
     record(60, region=None, device=None, address=0xE0000000, vcpu=1),
     record(61, region=None, device=None, address=0xE0000000, vcpu=1),
 ]

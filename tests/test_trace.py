@@ -8,13 +8,13 @@ import json
 from typing import Any
 
 import pytest
-from bus_devices import Recorder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iobus.cli.trace import Perfetto
 from iobus.clock import SteppedClock
 from iobus.machine import Machine
+from iobus.registers import RW, Field, Register, RegisterBank, bits
 from iobus.trace import JsonLines, Record, Touched, TraceFileError, Tracer, read_trace
 
 WORDS = st.integers(0, 2**64 - 1)
@@ -25,22 +25,25 @@ NAMES = st.text(max_size=8)
 def records(draw: st.DrawFn) -> Record:
     size = draw(st.sampled_from((1, 2, 4, 8)))
     fields = st.dictionaries(NAMES, WORDS, max_size=3).map(lambda found: tuple(found.items()))
+    touched = st.builds(Touched, NAMES, fields, NAMES)
     return Record(
         time=draw(WORDS), vcpu=draw(st.integers(0, 15)), space=draw(st.sampled_from(("mmio", "pio"))),
         address=draw(WORDS), size=size, is_write=draw(st.booleans()), value=draw(st.integers(0, 256**size - 1)),
         region=draw(st.none() | NAMES), device=draw(st.none() | NAMES), offset=draw(WORDS),
-        registers=tuple(
-            Touched(name, found) for name, found in draw(st.dictionaries(NAMES, fields, max_size=3)).items()
-        ),
+        registers=draw(st.lists(touched, max_size=3).map(tuple)),
         rip=draw(WORDS), taken=draw(WORDS),
     )  # fmt: skip
 
 
-class Described(Recorder):
-    """Names its one register and the register's two fields."""
+class Control(Register):
+    ENABLE = Field(0, RW)
+    MODE = Field(bits(2, 1), RW)
 
-    def describe(self, offset: int, size: int, value: int) -> list[tuple[str, list[tuple[str, int]]]]:
-        return [("CTRL", [("ENABLE", value & 1), ("MODE", value >> 1)])]
+
+class Described(RegisterBank):
+    """One register with two fields, at offset 4."""
+
+    CTRL = Control(4)
 
 
 def traced() -> tuple[Machine, list[Record], Tracer]:
@@ -51,17 +54,17 @@ def traced() -> tuple[Machine, list[Record], Tracer]:
 def test_a_record_says_who_when_and_what() -> None:
     """Time, vCPU, address, value, region, offset, and the registers that the device names."""
     machine, seen, tracer = traced()
-    machine.mmio.attach(Described(), 0x1000, 16, name="dev")
+    machine.mmio.attach(Described(), 0x1000, name="dev")
     with tracer:
         machine.clock.advance(5)  # type: ignore[attr-defined]
         machine.vcpus[1].mmio_path.write(0x1004, 4, 7)
         machine.vcpus[0].pio_path.read(0x80, 1)
     machine.vcpus[0].mmio_path.read(0x1000, 4)
     first, second = (record._replace(taken=0) for record in seen)
-    registers = (Touched("CTRL", (("ENABLE", 1), ("MODE", 3))),)
+    registers = (Touched("CTRL", (("ENABLE", 1), ("MODE", 3)), "CTRL 0x7 (ENABLE=1 MODE=3)"),)
     assert first == Record(5, 1, "mmio", 0x1004, 4, True, 7, "dev", "Described", 4, registers, 0xFFF0, 0)
     assert second == Record(5, 0, "pio", 0x80, 1, False, 0xFF, None, None, 0, (), 0xFFF0, 0)
-    assert str(first) == "0.000000 w vcpu1 mmio 0x1004 4 0x00000007 dev CTRL {ENABLE=0x1 MODE=0x3}"
+    assert str(first) == "0.000000 w vcpu1 mmio 0x1004 4 0x00000007 dev CTRL 0x7 (ENABLE=1 MODE=3)"
     assert str(second) == "0.000000 r vcpu0 pio 0x80 1 0xff (unclaimed)"
 
 
@@ -119,7 +122,7 @@ def test_no_file_raises_anything_else(data: bytes) -> None:
 def test_perfettos_form_has_a_track_for_each_vcpu_and_an_event_for_each_access() -> None:
     """Trace Event Format: named threads, complete events with times in microseconds; also without its end."""
     machine, _, _ = traced()
-    machine.mmio.attach(Described(), 0x1000, 16, name="dev")
+    machine.mmio.attach(Described(), 0x1000, name="dev")
     file = io.StringIO()
     sink = Perfetto(file)
     with Tracer(machine, sink):
@@ -136,4 +139,4 @@ def test_perfettos_form_has_a_track_for_each_vcpu_and_an_event_for_each_access()
     assert (write["name"], read["name"]) == ("dev CTRL write", "unclaimed 0x9000 read")
     assert (write["pid"], write["tid"], write["cat"]) == (1, 1, "mmio")
     assert write["ts"] + write["dur"] == pytest.approx(5000)
-    assert write["args"]["CTRL"] == "CTRL {ENABLE=0x1 MODE=0x3}"
+    assert write["args"]["CTRL"] == "CTRL 0x7 (ENABLE=1 MODE=3)"

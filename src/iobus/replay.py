@@ -48,8 +48,8 @@ class Difference:
         """The registers and fields that differ, by name."""
         assert self.value is not None
         record, lines = self.record, []
-        was = touched(self.device, record.offset, record.size, record.value)
-        now = touched(self.device, record.offset, record.size, self.value)
+        was = touched(self.device, record.offset, record.size, record.value, False)
+        now = touched(self.device, record.offset, record.size, self.value, False)
         for before, after in zip(was, now, strict=True):
             differing = [
                 f"{name} {old:#x}, now {new:#x}"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import IO, Any, Final, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import IO, Any, Final, Literal, NamedTuple, Self
 
 from iobus.bus import IobusError
 from iobus.machine import Machine
 from iobus.path import Access, AccessPath, Observer
+from iobus.registers.describe import RegisterAccess
 from iobus.vcpu import VCPU
 from iobus.widths import SIZES
 
@@ -34,20 +35,13 @@ class Touched(NamedTuple):
     """A register that an access touched, as its device names it."""
 
     name: str
-    fields: tuple[tuple[str, int], ...] = ()
-    """Name and value of each field, from the access's bytes."""
+    fields: tuple[tuple[str, int], ...]
+    """Name and value of each field that the access covers."""
+    text: str
+    """All of it for people, with the names of values."""
 
     def __str__(self) -> str:
-        fields = " ".join(f"{name}={value:#x}" for name, value in self.fields)
-        return f"{self.name} {{{fields}}}" if fields else self.name
-
-
-@runtime_checkable
-class Described(Protocol):
-    """A device that can name what an access touches; `iobus.registers.RegisterBank` is one."""
-
-    def describe(self, offset: int, size: int, value: int) -> Iterable[tuple[str, Iterable[tuple[str, int]]]]:
-        """Name the registers in `[offset, offset + size)`, each with its fields' values in `value`."""
+        return self.text
 
 
 class Record(NamedTuple):
@@ -124,7 +118,7 @@ class Tracer:
             registers: tuple[Touched, ...] = ()
             if region is not None:
                 name, device, offset = region.name, type(region.device).__name__, address - region.base
-                registers = touched(region.device, offset, size, value)
+                registers = touched(region.device, offset, size, value, is_write)
             rip = vcpu.executor.rip()
             sink(Record(
                 clock.now(), vcpu.index, space, address, size, is_write, value, name, device, offset, registers,
@@ -134,11 +128,18 @@ class Tracer:
         return observe
 
 
-def touched(device: object, offset: int, size: int, value: int) -> tuple[Touched, ...]:
-    """Name the registers of `device` that an access touches; empty where it cannot tell."""
-    if not isinstance(device, Described):
+def touched(device: object, offset: int, size: int, value: int, is_write: bool) -> tuple[Touched, ...]:
+    """Name the registers of `device` that an access touches; empty where it cannot tell.
+
+    A device can tell that has the method of `iobus.registers.describe`.
+    """
+    describe = getattr(device, "describe", None)
+    if describe is None:
         return ()
-    return tuple(Touched(name, tuple(fields)) for name, fields in device.describe(offset, size, value))
+    items: list[RegisterAccess] = describe(offset, size, value, is_write)
+    return tuple(
+        Touched(item.register, tuple((field.name, field.value) for field in item.fields), str(item)) for item in items
+    )
 
 
 class JsonLines:
@@ -158,7 +159,10 @@ def to_json(record: Record) -> dict[str, Any]:
         "time": record.time, "vcpu": record.vcpu, "op": "write" if record.is_write else "read", "space": record.space,
         "address": hex(record.address), "size": record.size, "value": hex(record.value),
         "region": record.region, "device": record.device, "offset": record.offset,
-        "registers": {register.name: dict(register.fields) for register in record.registers},
+        "registers": [
+            {"name": register.name, "fields": dict(register.fields), "text": register.text}
+            for register in record.registers
+        ],
         "rip": hex(record.rip), "taken": record.taken,
     }  # fmt: skip
 
@@ -186,16 +190,15 @@ def _from_json(data: Any) -> Record:
         raise ValueError(f"value {value:#x} does not fit in {size} bytes")
     if data["op"] not in ("read", "write") or data["space"] not in ("mmio", "pio"):
         raise ValueError(f"op {data['op']!r} in space {data['space']!r}; use read or write, in mmio or pio")
-    for key in ("region", "device"):
-        if not isinstance(data[key], str | None):
-            raise ValueError(f"{key} {data[key]!r} is no text")
+    region, device = (None if data[key] is None else _text(data, key) for key in ("region", "device"))
     registers = tuple(
-        Touched(name, tuple((field, _whole(fields, field)) for field in fields))
-        for name, fields in data["registers"].items()
-    )
+        Touched(_text(item, "name"), tuple((field, _whole(item["fields"], field)) for field in item["fields"]),
+                _text(item, "text"))
+        for item in data["registers"]
+    )  # fmt: skip
     return Record(
         time, vcpu, data["space"], address, size, data["op"] == "write", value,
-        data["region"], data["device"], offset, registers, int(data["rip"], 16), taken,
+        region, device, offset, registers, int(data["rip"], 16), taken,
     )  # fmt: skip
 
 
@@ -203,4 +206,11 @@ def _whole(data: Any, key: str) -> int:
     value = data[key]
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{key} {value!r} is no whole number")
+    return value
+
+
+def _text(data: Any, key: str) -> str:
+    value = data[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} {value!r} is no text")
     return value

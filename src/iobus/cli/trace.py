@@ -110,7 +110,7 @@ class Perfetto:
             ts=(record.time - record.taken) / 1000, dur=record.taken / 1000,
             args={
                 "address": hex(record.address), "size": record.size, "value": hex(record.value), "rip": hex(record.rip),
-                **{str(register.name): str(register) for register in record.registers},
+                **{register.name: register.text for register in record.registers},
             },
         )  # fmt: skip
 

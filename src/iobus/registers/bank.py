@@ -11,7 +11,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from iobus.bus import Device, Value
+from iobus.bus import Device
 from iobus.registers.describe import Describer, RegisterAccess, describer
 from iobus.registers.entries import RegisterEntry, RegisterMap, Unmapped, check, end_of
 from iobus.registers.hooks import attach_hooks
@@ -19,6 +19,7 @@ from iobus.registers.kinds import RES1
 from iobus.registers.language import Declaration, Declared, entries_of, field_text, members_of, refuse_names
 from iobus.registers.layout import Layout
 from iobus.state import State, StateError, Stateful
+from iobus.widths import Value
 
 
 @dataclass
