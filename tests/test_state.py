@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iobus.bus import IobusError
-from iobus.state import State, StateError, Stateful
+from iobus.state import U8, Length, Range, State, StateError, Stateful, Time
 
 
 @dataclasses.dataclass
@@ -159,6 +159,73 @@ def test_a_device_keeps_its_state_when_the_data_is_bad() -> None:
     with pytest.raises(StateError):
         device.restore(bad)
     assert device.state is before and device.state.index == 5 and device.seen == []
+
+
+@dataclasses.dataclass
+class Limits(State):
+    byte: U8 = 0
+    rank: Annotated[int, Range(-3, 3)] = 0
+    latch: U8 | None = None
+    at: Time = 0
+    data: list[U8] = dataclasses.field(default_factory=lambda: [0] * 2)
+    fifo: Annotated[list[U8], Length(0, 3)] = dataclasses.field(default_factory=list)
+    last: Annotated[bytes, Length(1, 2)] = b"\0"
+    rows: list[list[int]] = dataclasses.field(default_factory=lambda: [[0, 0], [0]])
+    used: int = 0
+
+    def check(self) -> None:
+        if self.used > len(self.fifo):
+            raise StateError(f"Limits.used: {self.used} of {len(self.fifo)} entries")
+
+
+OUTSIDE: list[tuple[str, Any, str]] = [
+    ("byte", 256, r"Limits\.byte: got 0x100, want 0x0 to 0xff"),
+    ("byte", -1, r"Limits\.byte: got -0x1, want 0x0 to 0xff"),
+    ("byte", 1 << 64, r"Limits\.byte: got 0x[0-9a-f]+, want 0x0 to 0xff"),
+    ("rank", -4, r"Limits\.rank: got -0x4, want -0x3 to 0x3"),
+    ("latch", 256, r"Limits\.latch: got 0x100, want 0x0 to 0xff"),
+    ("latch", "x", r"Limits\.latch: got 'x', want int"),
+    ("at", 1 << 63, r"Limits\.at: got 0x8000000000000000, want"),
+    ("data", [0, 999], r"Limits\.data\[1\]: got 0x3e7, want 0x0 to 0xff"),
+    ("fifo", [0] * 4, r"Limits\.fifo: 4 entries, want 0 to 3"),
+    ("fifo", [0, -1], r"Limits\.fifo\[1\]: got -0x1, want 0x0 to 0xff"),
+    ("last", b"", r"Limits\.last: 0 entries, want 1 to 2"),
+    ("last", b"123", r"Limits\.last: 3 entries, want 1 to 2"),
+    ("rows", [[0, 0], []], r"Limits\.rows\[1\]: 0 entries, want 1"),
+    ("rows", [[0, 0, 0], [0]], r"Limits\.rows\[0\]: 3 entries, want 2"),
+    ("used", 1, r"Limits\.used: 1 of 0 entries"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), OUTSIDE)
+def test_what_is_out_of_range_is_refused(field: str, value: Any, message: str) -> None:
+    """A number beyond its `Range`, a list beyond its `Length`, a list in a list, and what `check` finds."""
+    with pytest.raises(StateError, match=message):
+        Limits.restore({**Limits().save(), field: value})
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    """The least and the greatest value, the shortest and the longest list, and None where the type has it."""
+    for byte, rank, fifo, last in ((0, -3, [], b"1"), (255, 3, [0, 255, 1], b"12")):
+        given = Limits(byte=byte, rank=rank, latch=byte, fifo=fifo, last=last, used=len(fifo))
+        assert Limits.restore(given.save()) == given
+    assert Limits.restore(Limits(latch=None).save()).latch is None
+
+
+@pytest.mark.parametrize("depth", [1, 100_000])
+def test_what_cannot_be_shown_is_refused_by_its_type(depth: int) -> None:
+    """An integer of thousands of digits and lists nested without end are named by their type alone."""
+    value: Any = 10**5000
+    for _ in range(depth):
+        value = [value]
+    with pytest.raises(StateError, match=r"Chip\.index: got a list, want int"):
+        Chip.restore({**Chip().save(), "index": value})
+    with pytest.raises(StateError, match="Chip: field a int is unknown"):
+        Chip.restore({**Chip().save(), 10**5000: 1})
+    with pytest.raises(StateError, match=r"Limits\.byte: got 0x[0-9a-f]+, want 0x0 to 0xff"):
+        Limits.restore({**Limits().save(), "byte": 10**5000})
+    while isinstance(value, list):  # taken apart by hand: the interpreter would recurse
+        value = value[0]
 
 
 json_like = st.recursive(
