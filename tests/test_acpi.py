@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iobus.clock import SteppedClock
 from iobus.devices.acpi_pm import S5_SLP_TYP, TMR_VAL_EXT
+from iobus.devices.hpet import SHORTEST_REPEAT
 from iobus.pc import acpi, aml, layout
+from iobus.pc.pc import Pc
 
 IASL = shutil.which("iasl")
 needs_iasl = pytest.mark.skipif(IASL is None, reason="iasl is not installed (Debian: acpica-tools)")
@@ -93,7 +96,7 @@ def test_every_table_is_sound_at_every_base(cpus: int, page: int) -> None:
     image = acpi.tables(cpus, base=base)
     assert base + len(image) <= 0x100000
     found = find(image, base)
-    assert set(found) == {"RSDP", "RSDT", "XSDT", "FACP", "APIC", "FACS", "DSDT"}
+    assert set(found) == {"RSDP", "RSDT", "XSDT", "FACP", "APIC", "HPET", "FACS", "DSDT"}
     rsdp = found["RSDP"][1]
     assert sum(rsdp[:20]) % 256 == 0
     assert sum(rsdp) % 256 == 0
@@ -219,6 +222,15 @@ def test_the_madt_lists_the_machine() -> None:
     ]
 
 
+def test_the_hpet_table_says_what_the_hpet_does() -> None:
+    """IA-PC HPET 1.0a, 3.2.4: the low half of its ID, its address in memory, number 0, the shortest period."""
+    table = find(acpi.tables(1), layout.ACPI_TABLES)["HPET"][1]
+    pc = Pc(clock=SteppedClock())
+    assert len(table) == 56 and u32(table, 36) == pc.machine.vcpus[0].mmio_read(0xFED00000, 4) == 0x8086A201
+    assert gas(table, 40) == Gas(0, 64, 0, 0, 0xFED00000)
+    assert struct.unpack_from("<BHB", table, 52) == (0, SHORTEST_REPEAT, 0)
+
+
 def test_soft_off_has_the_devices_own_sleep_type() -> None:
     r"""\_S5 is a Package whose first two elements are the SLP_TYP of the PM1 control registers (7.4.2)."""
     dsdt = find(acpi.tables(1), layout.ACPI_TABLES)["DSDT"][1]
@@ -267,7 +279,7 @@ def compile_asl(directory: Path, source: str) -> bytes:
 
 @needs_iasl
 @pytest.mark.parametrize("cpus", [1, 2, 255])
-@pytest.mark.parametrize("signature", ["RSDT", "XSDT", "FACP", "APIC", "FACS", "DSDT"])
+@pytest.mark.parametrize("signature", ["RSDT", "XSDT", "FACP", "APIC", "HPET", "FACS", "DSDT"])
 def test_iasl_gives_each_table_back(cpus: int, signature: str, tmp_path: Path) -> None:
     """Disassembled and compiled again without error or warning, a table is the same but for who compiled it."""
     table = find(acpi.tables(cpus, extra_devices=[MMIO_DEVICE]), layout.ACPI_TABLES)[signature][1]
@@ -300,6 +312,7 @@ def test_the_dsdt_describes_the_pc(tmp_path: Path) -> None:
         ranges = [(int(low, 16), int(length, 16)) for low, _, length in ports]
         lines = [int(line) for line in re.findall(r"IRQNoFlags \(\)\s+\{(\d+)\}", text)]
         devices[hid, uid] = (ranges, lines)
+    assert re.search(r'"PNP0103".*?Memory32Fixed \(ReadWrite,\s+0xFED00000,\s+0x00000400,', source, re.DOTALL)
     assert devices == {
         ("ACPI0007", "Zero"): ([], []),
         ("ACPI0007", "One"): ([], []),
@@ -308,6 +321,7 @@ def test_the_dsdt_describes_the_pc(tmp_path: Path) -> None:
         ("PNP0B00", "Zero"): ([(0x70, 2)], [8]),
         ("PNP0303", "Zero"): ([(0x60, 1), (0x64, 1)], [1]),
         ("PNP0F13", "Zero"): ([], [12]),
+        ("PNP0103", "Zero"): ([], []),
         ("PNP0800", "Zero"): ([(0x61, 1)], []),
         ("PNP0501", "Zero"): ([(0x3F8, 8)], [4]),
         ("PNP0C02", "Zero"): ([(0x80, 16), (0x92, 1), (0xCF9, 1), (0x600, 12)], []),

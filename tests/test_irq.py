@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iobus.irq import ApicBus, DeliveryMode, Message, Pin
+from iobus.irq import ApicBus, DeliveryMode, Gate, Message, Pin
 
 
 def pin_with_log() -> tuple[Pin, list[bool]]:
@@ -60,6 +60,24 @@ def test_a_pulse_of_a_line_that_is_high_ends_low() -> None:
     line.set(True)
     line.pulse()
     assert not pin.level and log == [True, False]
+
+
+def test_a_gate_passes_its_source_on_while_it_is_open() -> None:
+    """Closed it holds the line low; opened it shows the level that the source has by then."""
+    pin, log = pin_with_log()
+    gate = Gate(pin.line())
+    source = Pin(gate).line()
+    source.set(True)
+    gate.open(False)
+    assert log == [True, False]
+    source.set(False)
+    source.pulse()
+    gate.open(True)
+    assert log == [True, False]
+    gate.open(False)
+    source.set(True)
+    gate.open(True)
+    assert log == [True, False, True]
 
 
 def test_every_sink_hears_of_a_change() -> None:
@@ -131,17 +149,26 @@ def test_a_write_elsewhere_is_no_msi(address: int) -> None:
     assert Message.from_msi(address, 0x31) is None
 
 
-def test_the_reserved_delivery_mode_is_no_message() -> None:
-    """Encoding 3 is reserved: nothing is delivered; all others decode."""
-    assert [mode for mode in range(8) if Message.from_msi(0xFEE0_0000, mode << 8) is None] == [3]
+def test_the_reserved_delivery_modes_are_no_messages() -> None:
+    """Encodings 3 and 6 are reserved: nothing is delivered, and so no start-up either; all others decode."""
+    assert [mode for mode in range(8) if Message.from_msi(0xFEE0_0000, mode << 8) is None] == [3, 6]
+
+
+@pytest.mark.parametrize(("data", "asserted"), [(0x0031, True), (0x4031, True), (0x8031, False), (0xC031, True)])
+def test_only_a_level_is_deasserted(data: int, asserted: bool) -> None:
+    """Data bit 14 tells assert from deassert where bit 15 says level; for an edge it is a don't-care."""
+    message = Message.from_msi(0xFEE0_0000, data)
+    assert message is not None and message.asserted is asserted
+    assert message.level_triggered == bool(data & 0x8000)
 
 
 # The APIC bus.
 
 
 class Lapic:
-    def __init__(self, ids: set[int], priority: int = 0) -> None:
-        self.ids, self.priority = ids, priority
+    def __init__(self, ids: set[int], priority: int = 0, arbitration_id: int = 0) -> None:
+        self.ids, self.priority, self.arbitration_id = ids, priority, arbitration_id
+        self.focus: set[int] = set()
         self.taken: list[Message] = []
 
     def matches(self, message: Message) -> bool:
@@ -149,6 +176,9 @@ class Lapic:
 
     def accept(self, message: Message) -> None:
         self.taken.append(message)
+
+    def is_focus(self, vector: int) -> bool:
+        return vector in self.focus
 
     def arbitration_priority(self) -> int:
         return self.priority
@@ -165,20 +195,58 @@ def test_a_message_reaches_every_lapic_it_addresses() -> None:
     assert [lapic.taken for lapic in lapics] == [[all_], [one, all_]]
 
 
+LOWEST = Message(8, True, DeliveryMode.LOWEST_PRIORITY, 0x31, level_triggered=True)
+
+
 def test_lowest_priority_goes_to_one_lapic_as_fixed() -> None:
-    """Of those addressed the one whose processor priority is lowest takes it; the first of equals; none if none."""
+    """Of those addressed the one whose processor priority is lowest takes it; none where none is addressed."""
     bus = ApicBus()
-    outside, high, low, same = Lapic({1}, 0), Lapic({8}, 0x50), Lapic({8}, 0x20), Lapic({8}, 0x20)
-    for lapic in (outside, high, low, same):
+    outside, high, low = Lapic({1}, 0), Lapic({8}, 0x50, 2), Lapic({8}, 0x20, 1)
+    for lapic in (outside, high, low):
         bus.attach(lapic)
-    message = Message(8, True, DeliveryMode.LOWEST_PRIORITY, 0x31, level_triggered=True)
-    assert bus.send(message)
-    assert low.taken == [message._replace(mode=DeliveryMode.FIXED)]
-    assert not (outside.taken or high.taken or same.taken)
+    assert bus.send(LOWEST)
+    assert low.taken == [LOWEST._replace(mode=DeliveryMode.FIXED)]
+    assert not (outside.taken or high.taken)
     low.priority = 0x60
-    assert bus.send(message)
-    assert len(same.taken) == 1
-    assert not bus.send(message._replace(destination=9))
+    assert bus.send(LOWEST)
+    assert len(high.taken) == 1
+    assert not bus.send(LOWEST._replace(destination=9))
+
+
+def test_the_focus_processor_takes_it_whatever_its_priority() -> None:
+    """SDM 11.6.2.4: who has the vector waiting or in service accepts it, and nobody's turn is used up."""
+    bus = ApicBus()
+    low, focus = Lapic({8}, 0, 1), Lapic({8}, 0xF0, 0)
+    focus.focus = {0x31}
+    for lapic in (low, focus):
+        bus.attach(lapic)
+    assert bus.send(LOWEST) and len(focus.taken) == 1 and not low.taken
+    assert (low.arbitration_id, focus.arbitration_id) == (1, 0)
+    assert bus.send(LOWEST._replace(vector=0x32)) and len(low.taken) == 1
+
+
+def test_equals_take_turns() -> None:
+    """Among equal priorities the highest arbitration ID wins and becomes the lowest: no two have the same."""
+    bus, lapics = ApicBus(), [Lapic({8}, 0x20, number) for number in range(4)]
+    busy = Lapic({8}, 0x80, 4)
+    for lapic in (*lapics, busy):
+        bus.attach(lapic)
+    order = []
+    for _ in range(8):
+        before = [len(lapic.taken) for lapic in lapics]
+        assert bus.send(LOWEST)
+        order += [n for n in range(4) if len(lapics[n].taken) > before[n]]
+        assert sorted(lapic.arbitration_id for lapic in (*lapics, busy)) == [0, 1, 2, 3, 4]
+    assert order == [3, 2, 1, 0, 3, 2, 1, 0] and not busy.taken
+
+
+def test_a_memory_write_is_an_msi_or_nothing() -> None:
+    """`msi` sends what decodes as a message and tells whether somebody took it; any other address is dropped."""
+    bus, lapic = ApicBus(), Lapic({2})
+    bus.attach(lapic)
+    assert bus.msi(0xFEE0_2000, 0x31) and lapic.taken == [Message(2, False, DeliveryMode.FIXED, 0x31)]
+    assert not bus.msi(0xFEE0_3000, 0x31) and not bus.msi(0x1000, 0x31) and not bus.msi(0xFEE0_2000, 0x331)
+    assert len(lapic.taken) == 1
 
 
 def test_eois_reach_every_listener() -> None:

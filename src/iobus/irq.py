@@ -69,6 +69,24 @@ class Pin:
                 sink(level)
 
 
+class Gate:
+    """A switch between a source and its line: a sink for a `Pin` that passes the level on while it is open."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._level = False
+        self._open = True
+
+    def __call__(self, level: bool) -> None:
+        self._level = level
+        self._line.set(level and self._open)
+
+    def open(self, on: bool) -> None:
+        """Pass the source's level on (`True`), from now on, or hold the line low."""
+        self._open = on
+        self._line.set(self._level and on)
+
+
 class DeliveryMode(enum.IntEnum):
     """How an APIC message acts on its CPU (Intel SDM vol. 3A, table 11-18 and section 11.6.1)."""
 
@@ -81,6 +99,9 @@ class DeliveryMode(enum.IntEnum):
     EXTINT = 7
 
 
+_NOT_IN_AN_MSI = (3, DeliveryMode.STARTUP)  # reserved encodings
+
+
 class Message(NamedTuple):
     """One interrupt message on the APIC bus, from an IOAPIC, an MSI or a LAPIC's ICR."""
 
@@ -91,22 +112,24 @@ class Message(NamedTuple):
     vector: int
     level_triggered: bool = False
     asserted: bool = True
-    """False only for the INIT level de-assert."""
+    """False for the INIT level de-assert, and a level-triggered MSI's deassertion: neither interrupts."""
 
     @classmethod
     def from_msi(cls, address: int, data: int) -> Message | None:
-        """Decode an MSI write of `data` to `address` (SDM vol. 3A, section 11.11); None if it is none."""
-        if address >> 20 != 0xFEE:
+        """Decode an MSI write of `data` to `address` (SDM vol. 3A, section 11.11); None if it is none.
+
+        With a level trigger, bit 14 of the data tells assert from deassert; an edge has no such thing.
+        """
+        mode = data >> 8 & 7
+        if address >> 20 != 0xFEE or mode in _NOT_IN_AN_MSI:
             return None
-        try:
-            mode = DeliveryMode(data >> 8 & 7)
-        except ValueError:  # the reserved encoding 3
-            return None
+        mode = DeliveryMode(mode)
         if address & 8 and mode is DeliveryMode.FIXED:  # the redirection hint
             mode = DeliveryMode.LOWEST_PRIORITY
         # The SDM lets a CPU ignore the destination mode without the hint; Linux relies on that none does.
         logical = bool(address & 4)
-        return cls(address >> 12 & 0xFF, logical, mode, data & 0xFF, bool(data & 1 << 15))
+        level = bool(data & 1 << 15)
+        return cls(address >> 12 & 0xFF, logical, mode, data & 0xFF, level, not level or bool(data & 1 << 14))
 
 
 class Processor(Protocol):
@@ -156,12 +179,18 @@ class ApicClient(Protocol):
     def accept(self, message: Message) -> None:
         """Take the message, of any mode but `LOWEST_PRIORITY`, which comes as `FIXED`."""
 
+    def is_focus(self, vector: int) -> bool:
+        """Whether it takes a lowest-priority `vector` whatever its priority: it has it waiting or in service."""
+
     def arbitration_priority(self) -> int:
         """The processor priority that lowest-priority delivery compares (lower wins)."""
 
+    arbitration_id: int
+    """What decides among equals (higher wins)."""
+
 
 class ApicBus:
-    """Carries messages to the LAPICs and EOIs back to the IOAPICs."""
+    """Carries messages to the LAPICs, from each other, IOAPICs and MSIs, and EOIs back to the IOAPICs."""
 
     def __init__(self) -> None:
         self._lapics: list[ApicClient] = []
@@ -184,8 +213,29 @@ class ApicBus:
         """Deliver `message`; return whether any LAPIC took it."""
         targets = [lapic for lapic in self._lapics if lapic.matches(message)]
         if message.mode is DeliveryMode.LOWEST_PRIORITY and targets:
-            targets = [min(targets, key=lambda lapic: lapic.arbitration_priority())]
+            targets = [self._arbitrate(targets, message.vector)]
             message = message._replace(mode=DeliveryMode.FIXED)
         for lapic in targets:
             lapic.accept(message)
         return bool(targets)
+
+    def msi(self, address: int, data: int) -> bool:
+        """Take a device's memory write of 32 bits; return whether it was an MSI that some LAPIC took."""
+        message = Message.from_msi(address, data)
+        return message is not None and self.send(message)
+
+    def _arbitrate(self, targets: list[ApicClient], vector: int) -> ApicClient:
+        """Lowest-priority delivery (SDM vol. 3A, section 11.6.2.4): the focus processor, or the lowest priority.
+
+        Among equals the highest arbitration ID wins. Who has won becomes the lowest and those below it
+        move up, so that equals take turns.
+        """
+        for lapic in targets:
+            if lapic.is_focus(vector):
+                return lapic
+        winner = min(targets, key=lambda lapic: (lapic.arbitration_priority(), -lapic.arbitration_id))
+        for lapic in self._lapics:
+            if lapic.arbitration_id < winner.arbitration_id:
+                lapic.arbitration_id += 1
+        winner.arbitration_id = 0
+        return winner

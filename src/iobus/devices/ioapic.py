@@ -3,9 +3,12 @@
 Intel 82093AA datasheet; as in later I/O xAPICs (version 0x20, Intel ICH datasheets) physical destinations
 have 8 bits and there is an EOI register. It knows `irq.ApicBus` and its pins' levels, nothing else.
 
-Polarity is the pin's: an active-low entry is asserted while its pin is low. An edge that arrives while
-its entry is masked is lost. A level-sensitive pin is looked at again whenever its entry is written
-and at each EOI. NMI, SMI, INIT and ExtINT are edge-triggered whatever the entry says.
+An `irq.Line` says that an interrupt is asserted, not which voltage that is: whatever polarity a guest programs,
+the board is taken to be wired for it. The bit reads back as written and has no effect, as in KVM (since
+2014) and QEMU, which guests have come to rely on.
+
+An edge that arrives while its entry is masked is lost. A level-sensitive pin is looked at again whenever its
+entry is written and at each EOI. NMI, SMI, INIT and ExtINT are edge-triggered whatever the entry says.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.irq import ApicBus, DeliveryMode, Message
-from iobus.state import State, StateError, Stateful
+from iobus.state import U8, U64, Range, State, StateError, Stateful
 
 # Registers in the page, by offset.
 IOREGSEL: Final = 0x00
@@ -39,6 +42,7 @@ MASKED: Final = 1 << 16
 
 _LOW_WRITABLE = MASKED | LEVEL | ACTIVE_LOW | 0xFFF
 _HIGH_WRITABLE = 0xFF000000
+_ENTRY = _HIGH_WRITABLE << 32 | _LOW_WRITABLE | REMOTE_IRR
 _RESERVED_MODES = (3, 6)
 
 
@@ -46,12 +50,16 @@ _RESERVED_MODES = (3, 6)
 class IoApicState(State):
     """All the I/O APIC remembers, the levels at its pins included."""
 
-    ioregsel: int = 0
-    id: int = 0
-    """4 bits."""
-    redirection: list[int] = field(default_factory=list)
-    """The entries, 64 bits each."""
+    ioregsel: U8 = 0
+    id: Annotated[int, Range(0, 15)] = 0
+    redirection: list[U64] = field(default_factory=list)
     levels: list[bool] = field(default_factory=list)
+    """Which pins are asserted."""
+
+    def check(self) -> None:
+        for entry in self.redirection:
+            if entry & ~_ENTRY:
+                raise StateError(f"IoApicState.redirection: {entry:#x} has bits that cannot be set")
 
 
 class IoApic(Stateful, Device):
@@ -74,14 +82,14 @@ class IoApic(Stateful, Device):
         return partial(self.set_pin, number)
 
     def set_pin(self, number: int, level: bool) -> None:
-        """The level at a pin is now `level`."""
+        """Pin `number` is now asserted or not."""
         state = self.state
         if level == state.levels[number]:
             return
         state.levels[number] = level
-        entry = state.redirection[number]
-        if not self._active(number):
+        if not level:
             return
+        entry = state.redirection[number]
         if _is_level(entry):
             self._serve_level(number)
         elif not entry & MASKED:
@@ -146,7 +154,7 @@ class IoApic(Stateful, Device):
         if high:
             return entry >> 32
         # Asserted, let through, yet not at any LAPIC: none took the message.
-        held_up = _is_level(entry) and not entry & (MASKED | REMOTE_IRR) and self._active(number)
+        held_up = _is_level(entry) and not entry & (MASKED | REMOTE_IRR) and state.levels[number]
         return entry & 0xFFFFFFFF | (DELIVERY_STATUS if held_up else 0)
 
     def _write_selected(self, value: int) -> None:
@@ -164,16 +172,12 @@ class IoApic(Stateful, Device):
             if not value & LEVEL:
                 entry &= ~REMOTE_IRR
         state.redirection[number] = entry
-        if self._active(number):
-            self._serve_level(number)
-
-    def _active(self, number: int) -> bool:
-        return self.state.levels[number] != bool(self.state.redirection[number] & ACTIVE_LOW)
+        self._serve_level(number)
 
     def _serve_level(self, number: int) -> None:
         """Send a level-sensitive entry's message if its pin is asserted and no earlier one is under way."""
         entry = self.state.redirection[number]
-        if entry & (MASKED | REMOTE_IRR) or not _is_level(entry) or not self._active(number):
+        if entry & (MASKED | REMOTE_IRR) or not _is_level(entry) or not self.state.levels[number]:
             return
         # Set before the LAPIC hears of it: its answer may be an EOI that clears it.
         self.state.redirection[number] = entry | REMOTE_IRR

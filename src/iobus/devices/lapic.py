@@ -31,7 +31,8 @@ class Lapic(LapicCore, Device):
 
     `intack` runs the 8259's INTA cycle and returns its vector; without it no ExtINT is ever pending.
     `tsc` gives the timer its TSC-deadline mode. Both and `x2apic` must agree with the guest's CPUID, as
-    must `physical_bits`, the width of a physical address. An ID above 0xFE needs `x2apic`.
+    must `physical_bits`, the width of a physical address. An ID above 0xFE needs `x2apic`, and 0xFF can be
+    nobody's: it is the broadcast of all that has 8 bits for a destination.
     """
 
     length = 0x1000
@@ -49,8 +50,8 @@ class Lapic(LapicCore, Device):
         x2apic: bool = False,
         physical_bits: int = 40,
     ) -> None:
-        if not 0 <= apic_id < (r.BROADCAST if x2apic else r.XAPIC_BROADCAST):
-            limit = "0 to 0xFFFFFFFE" if x2apic else "0 to 254 without x2APIC"
+        if not 0 <= apic_id < (r.BROADCAST if x2apic else r.XAPIC_BROADCAST) or apic_id == r.XAPIC_BROADCAST:
+            limit = "0 to 0xfffffffe, but not 0xff, which is the broadcast" if x2apic else "0 to 0xfe without x2APIC"
             raise ValueError(f"APIC ID {apic_id:#x}: an ID is from {limit}")
         super().__init__(apic_id, processor, apic_bus, clock, bsp, intack, tsc)
         self.name = f"lapic{apic_id}"

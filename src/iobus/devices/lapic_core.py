@@ -2,18 +2,22 @@
 
 Intel SDM vol. 3A, sections 11.5 to 11.8. Messages come and go over `irq.ApicBus`, the LINT pins and the
 timer make the APIC's own interrupts, and `pending` and `acknowledge` hand them to the CPU.
+
+An `irq.Line` says that an interrupt is asserted, not which voltage that is, so the polarity bits of LINT0 and
+LINT1 are kept and have no effect, as the I/O APIC's (see `ioapic.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from iobus.clock import Clock
 from iobus.devices import lapic_registers as r
 from iobus.devices.lapic_timer import LapicTimer, LapicTimerState, TscClock
 from iobus.irq import ApicBus, DeliveryMode, Message, Processor
-from iobus.state import State, Stateful
+from iobus.state import U8, U32, U64, Range, State, StateError, Stateful
 
 LVTS = (r.LVT_THERMAL, r.LVT_PERFORMANCE, r.LVT_LINT0, r.LVT_LINT1, r.LVT_ERROR)
 """The registers in the order of `LapicState.lvt`."""
@@ -30,35 +34,47 @@ _SENDABLE = frozenset(mode.value for mode in DeliveryMode if mode is not Deliver
 # What may come back to the sender with the shorthands that include it (table 11-3), and NMI, as processors do.
 _SENDABLE_TO_SELF = frozenset((DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY, DeliveryMode.NMI))
 
+_Vectors = Annotated[int, Range(0, (1 << 256) - (1 << 16))]
+"""A bit for each vector; 0-15 are illegal and never set."""
+
 
 @dataclass
 class LapicState(State):
     """All a local APIC remembers, its input pins included. IRR, ISR and TMR are 256-bit numbers: bit = vector."""
 
-    apic_base: int = r.DEFAULT_BASE | r.BASE_EN
+    apic_base: U64 = r.DEFAULT_BASE | r.BASE_EN
     """IA32_APIC_BASE."""
-    id: int = 0
-    """The xAPIC ID, 8 bits, writable by the guest; the x2APIC ID is fixed."""
-    tpr: int = 0
-    ldr: int = 0
-    dfr: int = r.DFR_FLAT
-    svr: int = 0xFF
-    isr: int = 0
-    tmr: int = 0
-    irr: int = 0
-    esr: int = 0
+    id: U8 = 0
+    """The xAPIC ID, writable by the guest; the x2APIC ID is fixed."""
+    arbitration_id: U32 = 0
+    tpr: U8 = 0
+    ldr: U32 = 0
+    dfr: U32 = r.DFR_FLAT
+    svr: Annotated[int, Range(0, r.SVR_WRITABLE)] = 0xFF
+    isr: _Vectors = 0
+    tmr: _Vectors = 0
+    irr: _Vectors = 0
+    esr: U8 = 0
     """As last latched by a write to it."""
-    errors: int = 0
+    errors: U8 = 0
     """Detected since then."""
-    icr: int = 0
-    """64 bits."""
-    lvt: list[int] = field(default_factory=lambda: [r.LVT_MASKED] * len(LVTS))
+    icr: U64 = 0
+    lvt: list[U32] = field(default_factory=lambda: [r.LVT_MASKED] * len(LVTS))
     """Thermal, performance, LINT0, LINT1, error; the timer's is in `timer`."""
     timer: LapicTimerState = field(default_factory=LapicTimerState)
     lint: list[bool] = field(default_factory=lambda: [False, False])
     """The levels at LINT0 and LINT1."""
     extint: bool = False
     """An ExtINT message waits for the CPU's acknowledgement."""
+
+    def check(self) -> None:
+        for name in ("isr", "tmr", "irr"):
+            if getattr(self, name) & 0xFFFF:
+                raise StateError(f"LapicState.{name}: {getattr(self, name):#x} has vectors below 16")
+        entries = (*self.lvt, self.timer.lvt)
+        for register, entry in zip((*LVTS, r.LVT_TIMER), entries, strict=True):
+            if entry & ~(r.LVT_WRITABLE[register] | (r.LVT_REMOTE_IRR if register == r.LVT_LINT0 else 0)):
+                raise StateError(f"LapicState: {entry:#x} is no value that the LVT register {register:#x} can have")
 
 
 class LapicCore(Stateful):
@@ -184,9 +200,11 @@ class LapicCore(Stateful):
         mode = message.mode
         if mode is DeliveryMode.NMI:
             self._processor.nmi()
+        elif not message.asserted:
+            if mode is DeliveryMode.INIT:  # section 11.4.7.4: the level de-assert
+                self.state.arbitration_id = self.apic_id
         elif mode is DeliveryMode.INIT:
-            if message.asserted:  # the level de-assert means nothing since the Pentium 4
-                self._init()
+            self._init()
         elif mode is DeliveryMode.STARTUP:
             self._processor.startup(message.vector)
         elif mode is DeliveryMode.EXTINT:
@@ -195,8 +213,22 @@ class LapicCore(Stateful):
         elif mode is not DeliveryMode.SMI:
             self._request(message.vector, message.level_triggered)
 
+    def is_focus(self, vector: int) -> bool:
+        """SVR's bit 9, set, keeps it out of this (section 11.9)."""
+        state = self.state
+        return not state.svr & r.SVR_FOCUS_DISABLED and bool((state.irr | state.isr) >> vector & 1)
+
     def arbitration_priority(self) -> int:
         return self._ppr()
+
+    @property
+    def arbitration_id(self) -> int:
+        """Its place among equals in lowest-priority delivery: the APIC ID at first, then by turns."""
+        return self.state.arbitration_id
+
+    @arbitration_id.setter
+    def arbitration_id(self, value: int) -> None:
+        self.state.arbitration_id = value
 
     def _request(self, vector: int, level: bool) -> None:
         """Accept a fixed interrupt into IRR (section 11.8.4)."""
@@ -233,8 +265,8 @@ class LapicCore(Stateful):
         lint0, lint1 = state.lvt[LINT0], state.lvt[LINT0 + 1]
         return (
             state.extint
-            or (lint0 & _MODE_AND_MASK == _EXTINT and self._active(0))
-            or (lint1 & _MODE_AND_MASK == _EXTINT and self._active(1))
+            or (lint0 & _MODE_AND_MASK == _EXTINT and state.lint[0])
+            or (lint1 & _MODE_AND_MASK == _EXTINT and state.lint[1])
         )
 
     def _update(self) -> None:
@@ -249,9 +281,6 @@ class LapicCore(Stateful):
 
     # Interrupts of its own: LINT pins, timer, errors.
 
-    def _active(self, pin: int) -> bool:
-        return self.state.lint[pin] != bool(self.state.lvt[LINT0 + pin] & r.LVT_ACTIVE_LOW)
-
     def _lint(self, pin: int, level: bool) -> None:
         state = self.state
         if level == state.lint[pin]:
@@ -262,7 +291,7 @@ class LapicCore(Stateful):
                 self._processor.nmi()
         elif pin == 0 and state.lvt[LINT0] & (r.LVT_LEVEL | r.LVT_MODE) == r.LVT_LEVEL:
             self._serve_level_lint0()
-        elif self._active(pin):
+        elif level:
             self._deliver_local(state.lvt[LINT0 + pin])
         self._update()
 
@@ -270,7 +299,7 @@ class LapicCore(Stateful):
         """Request a level-sensitive LINT0's vector unless it is under way. LINT1 is always edge-sensitive."""
         entry = self.state.lvt[LINT0]
         wanted = entry & (r.LVT_LEVEL | r.LVT_MODE | r.LVT_MASKED | r.LVT_REMOTE_IRR) == r.LVT_LEVEL
-        if wanted and self._active(0):
+        if wanted and self.state.lint[0]:
             if entry & 0xF0:  # an illegal vector never gets an EOI
                 self.state.lvt[LINT0] |= r.LVT_REMOTE_IRR
             self._request(entry & 0xFF, True)
@@ -311,14 +340,19 @@ class LapicCore(Stateful):
         mode = DeliveryMode(code)
         if vector < 16 and mode <= DeliveryMode.LOWEST_PRIORITY:
             self._error(r.ERROR_SEND_ILLEGAL_VECTOR)
-        # IPIs are edge-triggered; the level bits only tell the INIT level de-assert.
-        asserted = not (mode is DeliveryMode.INIT and low & (r.ICR_LEVEL | r.ICR_ASSERT) == r.ICR_LEVEL)
+        # IPIs are edge-triggered; the level bits only tell the INIT level de-assert, which goes to all.
+        if mode is DeliveryMode.INIT and low & (r.ICR_LEVEL | r.ICR_ASSERT) == r.ICR_LEVEL:
+            self._apic_bus.send(Message(r.BROADCAST, False, mode, vector, asserted=False))
+            return
         if shorthand in (r.ICR_SELF, r.ICR_ALL) and mode not in _SENDABLE_TO_SELF:
             return
+        logical = bool(low & r.ICR_LOGICAL)
         if shorthand:
-            message = Message(r.BROADCAST, False, mode, vector, asserted=asserted)
+            message = Message(r.BROADCAST, False, mode, vector)
+        elif self.x2apic_mode and destination == r.XAPIC_BROADCAST and not logical:
+            return  # in 32 bits that is an ID, and nobody's; on the bus it would be the broadcast in 8 bits
         else:
-            message = Message(destination, bool(low & r.ICR_LOGICAL), mode, vector, asserted=asserted)
+            message = Message(destination, logical, mode, vector)
         if shorthand == r.ICR_SELF:
             if self.matches(message):
                 self.accept(message)
@@ -332,9 +366,10 @@ class LapicCore(Stateful):
     # State.
 
     def _init(self) -> None:
-        """INIT (section 11.4.7.3): power-up state, but the APIC ID, IA32_APIC_BASE and so the mode stay."""
+        """INIT (section 11.4.7.3): power-up state, but both IDs, IA32_APIC_BASE and so the mode stay."""
         state = self.state
         self.state = self._fresh_state(apic_base=state.apic_base, id=state.id, lint=state.lint)
+        self.state.arbitration_id = state.arbitration_id
         self._timer.load(self.state.timer)
         self._update()
         self._processor.init()
@@ -352,6 +387,7 @@ class LapicCore(Stateful):
         return LapicState(
             apic_base=apic_base,
             id=self.apic_id & 0xFF if id is None else id,
+            arbitration_id=self.apic_id,
             tpr=tpr,
             lint=[False, False] if lint is None else lint,
         )

@@ -53,6 +53,7 @@ VERSION_VALUE: Final = 1 << 24 | 5 << 16 | 0x14
 """An integrated APIC with LVT entries 0-5 (no CMCI) that can suppress EOI broadcasts."""
 
 SVR_ENABLE: Final = 1 << 8
+SVR_FOCUS_DISABLED: Final = 1 << 9
 SVR_SUPPRESS_EOI: Final = 1 << 12
 SVR_WRITABLE: Final = SVR_SUPPRESS_EOI | 0x3FF
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 from iobus.clock import Clock
 from iobus.devices.lapic_registers import DIVIDE_WRITABLE, LVT_MASKED
-from iobus.state import State
+from iobus.state import U32, U64, Range, State
 
 TIMER_HZ: Final = 1_000_000_000
 """The input clock: before the divider, one tick is one nanosecond of guest time."""
@@ -44,12 +44,12 @@ class TscClock(Protocol):
 class LapicTimerState(State):
     """All the timer remembers."""
 
-    lvt: int = LVT_MASKED
-    initial_count: int = 0
-    divide_configuration: int = 0
-    deadline: int | None = None
-    """When it expires, in ns of the clock; None while it is stopped."""
-    tsc_deadline: int = 0
+    lvt: U32 = LVT_MASKED
+    initial_count: U32 = 0
+    divide_configuration: Annotated[int, Range(0, DIVIDE_WRITABLE)] = 0
+    deadline: Annotated[int, Range(-(1 << 63), 1 << 96)] | None = None
+    """When it expires, in ns of the clock; None while it is stopped. A TSC far ahead is centuries away."""
+    tsc_deadline: U64 = 0
     """The MSR: the armed TSC value, 0 while it is disarmed."""
 
 

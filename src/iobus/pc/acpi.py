@@ -1,6 +1,6 @@
 """The ACPI tables of the PC: what the guest is told about its processors, interrupts and fixed devices.
 
-`tables` returns RSDP, FACS, DSDT, FADT, MADT, RSDT and XSDT as one piece of memory, to be put at its
+`tables` returns RSDP, FACS, DSDT, FADT, MADT, HPET, RSDT and XSDT as one piece of memory, to be put at its
 base before the guest runs. The formats are those of the ACPI specification 6.5, chapter 5; the DSDT's
 terms are encoded by `aml.py`, the addresses come from `layout.py`. The machine is in ACPI mode from
 power-on, has no PCI, and sleeps in S5 (soft off) only.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from iobus.devices import hpet
 from iobus.devices.acpi_pm import PM1_CNT, PM1_STS, PM_TMR, S5_SLP_TYP, AcpiPm
 from iobus.pc import aml, layout
 
@@ -83,6 +84,7 @@ DEVICES: Final = (
         aml.irq_no_flags(layout.IRQ_KEYBOARD),
     )),
     AcpiDevice("MOU_", "PNP0F13", (aml.irq_no_flags(layout.IRQ_MOUSE),)),
+    AcpiDevice("HPET", "PNP0103", (aml.memory32_fixed(layout.HPET, hpet.Hpet.length),)),
     AcpiDevice("SPKR", "PNP0800", (aml.io(layout.SYSTEM_CONTROL_B, 1),)),
     AcpiDevice("COM1", "PNP0501", (aml.io(layout.COM1, 8), aml.irq_no_flags(layout.IRQ_COM1))),
     # Motherboard resources: ports in use that no other device names.
@@ -117,6 +119,7 @@ def tables(cpus: int, *, base: int = layout.ACPI_TABLES, extra_devices: Sequence
     facs = place(_facs(), 64)
     dsdt = place(_table("DSDT", 2, _dsdt(cpus, extra_devices)))
     listed = [place(_table("FACP", 6, _fadt(facs, dsdt))), place(_table("APIC", 6, _madt(cpus)))]
+    listed.append(place(_table("HPET", 1, _hpet())))
     rsdt = place(_table("RSDT", 1, struct.pack(f"<{len(listed)}I", *listed)))
     xsdt = place(_table("XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     if base + len(image) > _END:
@@ -212,6 +215,13 @@ def _madt(cpus: int) -> bytes:
     # Local APIC NMI: all processors, flags, LINT1.
     parts.append(struct.pack("<BBBHB", 4, 6, 0xFF, _EDGE_HIGH, 1))
     return b"".join(parts)
+
+
+def _hpet() -> bytes:
+    """The HPET description table (IA-PC HPET Specification 1.0a, section 3.2.4) after its header."""
+    address = struct.pack("<BBBBQ", 0, 64, 0, 0, layout.HPET)  # a GAS in memory space
+    # HPET Number, Main Counter Minimum Clock_tick in Periodic Mode, page protection: none.
+    return struct.pack("<I", hpet.ID) + address + struct.pack("<BHB", 0, hpet.SHORTEST_REPEAT, 0)
 
 
 def _dsdt(cpus: int, extra_devices: Sequence[AcpiDevice]) -> bytes:

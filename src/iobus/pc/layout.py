@@ -45,6 +45,8 @@ IRQ_SCI: Final = 9
 """ACPI's system control interrupt: level-triggered, active high."""
 IRQ_MOUSE: Final = 12
 TIMER_GSI: Final = 2
+HPET_IRQS: Final = ((20, 21, 22, 23), (20, 21, 22, 23), (11, 20, 21, 22, 23))
+"""Which lines each HPET timer can be routed to, as in Intel's chipsets."""
 
 IOAPIC_ID: Final = 0
 """The IOAPIC's own ID; LAPIC IDs are the vCPU numbers."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.devices.acpi_pm import AcpiPm
+from iobus.devices.hpet import Hpet
 from iobus.devices.i8042 import I8042
 from iobus.devices.i8254 import Pit
 from iobus.devices.i8259 import PicPair
@@ -26,7 +27,7 @@ from iobus.devices.rtc import Rtc
 from iobus.devices.system_control_b import SystemControlB
 from iobus.devices.uart import Uart
 from iobus.exits import PowerOffExit, ResetExit
-from iobus.irq import ApicBus, Line, Pin
+from iobus.irq import ApicBus, Gate, Line, Pin
 from iobus.machine import Engine, Machine
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, layout
@@ -62,8 +63,7 @@ class Pc:
         self.lapics: Final = tuple(
             Lapic(
                 vcpu.index, vcpu, self.apic_bus, machine.clock, bsp=vcpu.index == 0,
-                intack=self.pic.acknowledge if vcpu.index == 0 else None,
-                tsc=vcpu.executor.tsc, x2apic=vcpu.executor.traps_msrs,
+                intack=self.pic.acknowledge, tsc=vcpu.executor.tsc, x2apic=vcpu.executor.traps_msrs,
             )
             for vcpu in machine.vcpus
         )  # fmt: skip
@@ -77,13 +77,26 @@ class Pc:
         """The interrupt inputs by number; devices get theirs from `irq`."""
 
         reset = self._reset_from
-        self.pit: Final = Pit(machine.clock, self.irq(layout.IRQ_TIMER, "pit"))
+        pit_gate, rtc_gate = Gate(self.irq(layout.IRQ_TIMER, "pit")), Gate(self.irq(layout.IRQ_RTC, "rtc"))
+        self.pit: Final = Pit(machine.clock, Pin(pit_gate).line("pit"))
         self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
-        self.rtc: Final = Rtc(machine.clock, self.irq(layout.IRQ_RTC, "rtc"))
+        self.rtc: Final = Rtc(machine.clock, Pin(rtc_gate).line("rtc"))
         self.i8042: Final = I8042(
             self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042")
         )
         self.acpi_pm: Final = AcpiPm(machine.clock, self.irq(layout.IRQ_SCI, "sci"), self._power_off)
+
+        def replace(on: bool) -> None:
+            """The HPET takes over the lines of the 8254 and the RTC, or gives them back."""
+            pit_gate.open(not on)
+            rtc_gate.open(not on)
+
+        self.hpet: Final = Hpet(
+            machine.clock,
+            [{n: self.irq(n, f"hpet{timer}") for n in irqs} for timer, irqs in enumerate(layout.HPET_IRQS)],
+            (self.irq(layout.IRQ_TIMER, "hpet0"), self.irq(layout.IRQ_RTC, "hpet1")),
+            replace=replace, fsb=self.apic_bus.msi,
+        )  # fmt: skip
         ports: list[tuple[Any, int, int]] = [
             (self.pic.master, layout.PIC_MASTER, 2),
             (self.pic.slave, layout.PIC_SLAVE, 2),
@@ -102,6 +115,7 @@ class Pc:
         for device, base, length in ports:
             machine.pio.attach(device, base, length)
         machine.mmio.attach(self.ioapic, layout.IOAPIC, PAGE_SIZE)
+        machine.mmio.attach(self.hpet, layout.HPET)
         self.power_on()
 
     def irq(self, number: int, name: str = "") -> Line:
