@@ -94,8 +94,8 @@ class _Emulated:
     """A `load` or `store` under way: its fragments, their data, and how far it has come."""
 
     key: tuple[str, int, int, int | None]
-    fragments: list[tuple[int, int, int]]
-    """(guest physical address, offset in data, length): one page each, 1-8 bytes where not RAM."""
+    fragments: list[tuple[int, int, int, bool]]
+    """(guest physical address, offset in data, length, whether it is plain RAM): 1-8 bytes where it is not."""
     data: bytearray
     done: int = 0
     exit: MmioExit | None = field(default=None)
@@ -186,6 +186,22 @@ class VCPU:
         result = self._emulate("store", gva, size, value, user)
         return result if isinstance(result, MmioExit) else None
 
+    def eclipses_ram(self, gpa: int, length: int = 1) -> bool:
+        """Whether a device of this vCPU's own lies over some of `[gpa, gpa + length)`, were that RAM.
+
+        For this vCPU it is then no RAM: the device is asked, and RAM has what it declines. An engine lets
+        such a page's accesses go to `mmio_path`, and learns of changes by `mmio.on_change`. Devices
+        that tell their claim by `in_range` do not count: RAM lies over them, as over the machine's.
+        """
+        own, end = self.mmio, gpa + length
+        if end <= own.low or own.high <= gpa:
+            return False
+        return any(
+            region.base < end and gpa < region.base + region.length
+            for region in own.regions
+            if region.enabled and region.in_range is None
+        )
+
     def abandon(self) -> None:
         """Drop a `load` or `store` that waits for the completion of its exit."""
         self._pending = None
@@ -214,6 +230,11 @@ class VCPU:
     # Within.
 
     def _unclaimed_mmio(self, address: int, size: int, value: int | None) -> int:
+        if self._is_ram(address, size):  # eclipsed, by a device that declined or on another vCPU
+            if value is None:
+                return self.machine.memory.load(address, size)
+            self.machine.memory.store(address, size, value)
+            return 0
         return self._unclaimed(MmioExit(address, size, value is not None, value or 0))
 
     def _unclaimed_pio(self, port: int, size: int, value: int | None) -> int:
@@ -221,6 +242,9 @@ class VCPU:
 
     def _unclaimed(self, exit: MmioExit | PioExit) -> int:
         return self.executor.unclaimed(exit) & (1 << 8 * exit.size) - 1
+
+    def _is_ram(self, gpa: int, length: int) -> bool:
+        return self.machine.memory.find(gpa, length) is not None
 
     def _emulate(self, verb: str, gva: int, size: int, value: int | None, user: bool | None) -> bytearray | MmioExit:
         """The seed's emulated read and write: finish an earlier exit, translate, RAM, device, exit."""
@@ -239,40 +263,42 @@ class VCPU:
             self._complete(access, access.exit)
         self._pending = None
         while access.done < len(access.fragments):
-            gpa, offset, length = access.fragments[access.done]
-            is_write = value is not None
-            if self.machine.memory.find(gpa, length) is not None:
-                if is_write:
-                    self.machine.memory.write(gpa, access.data[offset : offset + length])
-                else:
-                    access.data[offset : offset + length] = self.machine.memory.read(gpa, length)
-            else:
-                piece = int.from_bytes(access.data[offset : offset + length], "little")
+            gpa, offset, length, plain = access.fragments[access.done]
+            is_write, place = value is not None, slice(offset, offset + length)
+            if not plain:
+                piece = int.from_bytes(access.data[place], "little")
                 found = self.mmio_path.ask(gpa, length, piece if is_write else None)
-                if found is NotImplemented:
+                if found is not NotImplemented:
+                    if not is_write:
+                        access.data[place] = found.to_bytes(length, "little")
+                    access.done += 1
+                    continue
+                if not self._is_ram(gpa, length):
                     access.exit = MmioExit(gpa, length, is_write, piece if is_write else 0)
                     self._pending = access
                     return access.exit
-                if not is_write:
-                    access.data[offset : offset + length] = found.to_bytes(length, "little")
+            if is_write:
+                self.machine.memory.write(gpa, access.data[place])
+            else:
+                access.data[place] = self.machine.memory.read(gpa, length)
             access.done += 1
         return access.data
 
     def _start(self, key: tuple[str, int, int, int | None], user: bool | None) -> _Emulated:
         """Translate every page of the access before any of it happens, and cut it into fragments."""
         _, gva, size, value = key
-        fragments: list[tuple[int, int, int]] = []
+        fragments: list[tuple[int, int, int, bool]] = []
         at = 0
         while at < size:
             length = min(size - at, PAGE_SIZE - (gva + at) % PAGE_SIZE)
             gpa = self.translate(gva + at, write=value is not None, user=user)
-            if self.machine.memory.find(gpa, length) is not None:
-                fragments.append((gpa, at, length))
+            if self._is_ram(gpa, length) and not self.eclipses_ram(gpa, length):
+                fragments.append((gpa, at, length, True))
             else:  # elements of the bus's sizes, largest first
                 part = 0
                 while part < length:
                     unit = min(8, 1 << (length - part).bit_length() - 1)
-                    fragments.append((gpa + part, at + part, unit))
+                    fragments.append((gpa + part, at + part, unit, False))
                     part += unit
             at += length
         data = bytearray(size) if value is None else bytearray(value.to_bytes(size, "little"))
@@ -281,7 +307,7 @@ class VCPU:
     def _complete(self, access: _Emulated, exit: MmioExit) -> None:
         """Take the caller's data for the fragment that made `exit`."""
         if not exit.is_write:
-            _, offset, length = access.fragments[access.done]
+            _, offset, length, _ = access.fragments[access.done]
             if exit.data < 0 or exit.data >> 8 * length:
                 raise ValueError(f"{exit}: its data does not fit in {length} bytes")
             access.data[offset : offset + length] = exit.data.to_bytes(length, "little")
