@@ -226,7 +226,7 @@ def test_the_hpet_table_says_what_the_hpet_does() -> None:
     """IA-PC HPET 1.0a, 3.2.4: the low half of its ID, its address in memory, number 0, the shortest period."""
     table = find(acpi.tables(1), layout.ACPI_TABLES)["HPET"][1]
     pc = Pc(clock=SteppedClock())
-    assert len(table) == 56 and u32(table, 36) == pc.machine.vcpus[0].mmio_read(0xFED00000, 4) == 0x8086A201
+    assert len(table) == 56 and u32(table, 36) == pc.machine.vcpus[0].mmio_path.read(0xFED00000, 4) == 0x8086A201
     assert gas(table, 40) == Gas(0, 64, 0, 0, 0xFED00000)
     assert struct.unpack_from("<BHB", table, 52) == (0, SHORTEST_REPEAT, 0)
 

@@ -62,7 +62,7 @@ class Board:
         if self.pc.lapics[cpu].x2apic_mode:
             assert self.pc.lapics[cpu].write_msr(0x800 + (register >> 4), value)
         else:
-            self.vcpus[cpu].mmio_write(LAPIC + register, 4, value)
+            self.vcpus[cpu].mmio_path.write(LAPIC + register, 4, value)
 
     def ipi(self, low: int, destination: int, cpu: int = 0) -> None:
         if self.pc.lapics[cpu].x2apic_mode:
@@ -73,11 +73,11 @@ class Board:
 
     def hpet(self, register: int, value: int, timer: int | None = None) -> None:
         base = HPET if timer is None else HPET + 0x100 + 0x20 * timer
-        self.vcpus[0].mmio_write(base + register, 8, value)
+        self.vcpus[0].mmio_path.write(base + register, 8, value)
 
     def ioapic(self, register: int, value: int) -> None:
-        self.vcpus[0].mmio_write(IOAPIC, 4, register)
-        self.vcpus[0].mmio_write(IOAPIC + 0x10, 4, value)
+        self.vcpus[0].mmio_path.write(IOAPIC, 4, register)
+        self.vcpus[0].mmio_path.write(IOAPIC + 0x10, 4, value)
 
     def route(self, pin: int, low: int, destination: int = 0) -> None:
         self.ioapic(0x11 + 2 * pin, destination << 24)
@@ -85,7 +85,7 @@ class Board:
 
     def out(self, port: int, *values: int) -> None:
         for value in values:
-            self.vcpus[0].pio_write(port, 1, value)
+            self.vcpus[0].pio_path.write(port, 1, value)
 
     def start_pics(self) -> None:
         for port, words in ((0x20, (0x11, 0x30, 4, 1)), (0xA0, (0x11, 0x38, 2, 1))):
@@ -161,9 +161,9 @@ def test_legacy_replacement_takes_irq_8_from_the_rtc() -> None:
     board.hpet(h.TIMER_COMPARATOR, 1_000_000, 1)  # 10 ms
     board.hpet(h.CONFIGURATION, 3)
     board.out(0x70, 0x0C)
-    assert board.vcpus[0].pio_read(0x71, 1) & 0x40
+    assert board.vcpus[0].pio_path.read(0x71, 1) & 0x40
     board.ms(9)
-    assert board.taken() == [] and board.vcpus[0].pio_read(0x71, 1) & 0x40
+    assert board.taken() == [] and board.vcpus[0].pio_path.read(0x71, 1) & 0x40
     board.ms(1)
     assert board.taken() == [0x58]
 
