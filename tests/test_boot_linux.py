@@ -75,7 +75,7 @@ def test_the_kernel_is_at_its_preferred_address_and_entered_at_0x200(tmp_path: P
 
 
 def test_the_zero_page_says_what_was_loaded(tmp_path: Path) -> None:
-    """The setup header as in the file with the loader's fields filled, all else zero, sentinel included."""
+    """The setup header as in the file with the loader's fields filled, text mode 3, all else zero, sentinel too."""
     memory = ram()
     memory.write(0, b"\xcc" * layout.EBDA)  # whatever was there before
     made = kernel(tmp_path, setup_data=0)
@@ -97,8 +97,11 @@ def test_the_zero_page_says_what_was_loaded(tmp_path: Path) -> None:
         assert page[offset : offset + struct.calcsize(kind)] == bzimage()[offset : offset + struct.calcsize(kind)]
     assert struct.unpack_from("<Q", page, 0x070) == (0xE0040,)  # acpi_rsdp_addr
     assert page[0x1E8] == 1 and struct.unpack_from("<QQI", page, 0x2D0) == (0, 64 * MIB, 1)
+    # screen_info: mode, columns, EGA's BX, lines, is a VGA, scan lines of a character; the cursor is at 0, 0
+    assert struct.unpack_from("<6xBB2xH2xBBH", page) == (3, 80, 3, 25, 1, 16)
+    assert not any(page[:6]) and not any(page[8:10]) and not any(page[12:14])
     header_end = 0x202 + 0x6A
-    outside = page[:0x70] + page[0x78:0x1E8] + page[0x1E9:0x1F1] + page[header_end:0x2D0] + page[0x2D0 + 20 :]
+    outside = page[0x12:0x70] + page[0x78:0x1E8] + page[0x1E9:0x1F1] + page[header_end:0x2D0] + page[0x2D0 + 20 :]
     assert not any(outside)
 
 

@@ -28,6 +28,7 @@ class Chip(State):
     label: str = ""
     latch: int | None = None
     rom: bytes = b""
+    ram: bytearray = dataclasses.field(default_factory=lambda: bytearray(2))
     fifo: list[int] = dataclasses.field(default_factory=list)
     ports: list[int] = dataclasses.field(default_factory=lambda: [0] * 3)
     channel: Channel = dataclasses.field(default_factory=Channel)
@@ -51,7 +52,7 @@ def test_what_is_saved_is_plain_data() -> None:
     assert saved["channel"] == {"count": 0, "gate": True}
     assert saved["channels"] == [{"count": 0, "gate": True}] * 2
     assert saved["spare"] == {"count": 5, "gate": True} and saved["latch"] == 7
-    del saved["rom"]
+    del saved["rom"], saved["ram"]
     assert json.loads(json.dumps(saved)) == saved
 
 
@@ -61,7 +62,8 @@ def test_what_is_saved_shares_nothing() -> None:
     saved = chip.save()
     chip.fifo.append(2)
     chip.channels[0].count = 9
-    assert saved["fifo"] == [1] and saved["channels"][0]["count"] == 0
+    chip.ram[0] = 9
+    assert saved["fifo"] == [1] and saved["channels"][0]["count"] == 0 and saved["ram"] == bytes(2)
     restored = Chip.restore(saved)
     saved["fifo"].append(3)
     saved["ports"][0] = 3
@@ -75,6 +77,7 @@ chips = st.builds(
     label=st.text(),
     latch=st.none() | st.integers(),
     rom=st.binary(),
+    ram=st.binary(min_size=2, max_size=2).map(bytearray),
     fifo=st.lists(st.integers()),
     ports=st.lists(st.integers(), min_size=3, max_size=3),
     channel=st.builds(Channel, st.integers(), st.booleans()),
@@ -100,6 +103,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("latched", 1, r"Chip\.latched: got 1, want bool"),
     ("label", b"x", r"Chip\.label: got b'x', want str"),
     ("rom", "x", r"Chip\.rom: got 'x', want bytes"),
+    ("ram", "x", r"Chip\.ram: got 'x', want bytearray"),
+    ("ram", b"x", r"Chip\.ram: 1 entries, want 2"),
     ("latch", "x", r"Chip\.latch: got 'x', want int"),
     ("fifo", 5, r"Chip\.fifo: got 5, want a list"),
     ("fifo", (1, 2), r"Chip\.fifo: got \(1, 2\), want a list"),

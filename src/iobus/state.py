@@ -52,7 +52,10 @@ Time = Annotated[int, Range(-(1 << 63), (1 << 63) - 1)]
 
 @dataclasses.dataclass
 class State:
-    """The base of state records. Fields are int, bool, str, bytes, None, another `State`, or lists of these."""
+    """The base of state records. Fields are int, bool, str, bytes, None, another `State`, or lists of these.
+
+    A device's memory of its own may be a bytearray: it is saved as bytes, and restored at the default's length.
+    """
 
     def save(self) -> dict[str, Any]:
         """Return a copy as plain data (dict, list, int, str, bytes, bool, None): nothing is shared with it."""
@@ -105,6 +108,8 @@ class Stateful:
 def _save(value: Any) -> Any:
     if isinstance(value, State):
         return value.save()
+    if isinstance(value, bytearray):
+        return bytes(value)
     return [_save(item) for item in value] if isinstance(value, list) else value
 
 
@@ -128,6 +133,8 @@ def _load(where: str, want: Any, value: Any) -> Any:
         return _load(where, want, value)
     if isinstance(want, type) and issubclass(want, State):
         return want.restore(value)
+    if want is bytearray and type(value) is bytes:
+        return bytearray(value)
     if type(value) is not want:
         raise StateError(f"{where}: got {_shown(value)}, want {want.__name__}")
     return value
@@ -142,10 +149,12 @@ def _check_limit(where: str, limit: object, value: Any) -> None:
 
 def _check_lengths(where: str, value: Any, default: Any) -> None:
     """Lists have the length of their default, and so do the lists in them."""
-    if not isinstance(value, list) or not isinstance(default, list) or not default:
+    if not isinstance(value, list | bytearray) or not isinstance(default, list | bytearray) or not default:
         return
     if len(value) != len(default):
         raise StateError(f"{where}: {len(value)} entries, want {len(default)}")
+    if isinstance(value, bytearray):
+        return
     for index, (item, its_default) in enumerate(zip(value, default, strict=True)):
         _check_lengths(f"{where}[{index}]", item, its_default)
 

@@ -47,6 +47,7 @@ _E820_MAX: Final = 128
 """The entries that boot_params has room for."""
 
 # Offsets in boot_params; from 0x1F1 the same as in the file ("setup header").
+_SCREEN_INFO: Final = 0x000
 _ACPI_RSDP_ADDR: Final = 0x070
 _E820_ENTRIES: Final = 0x1E8
 _SETUP_HEADER: Final = 0x1F1
@@ -59,6 +60,10 @@ _RAMDISK_IMAGE: Final = 0x218
 _CMD_LINE_PTR: Final = 0x228
 _SETUP_HEADER_END: Final = 0x290
 _E820_TABLE: Final = 0x2D0
+
+# struct screen_info: the cursor, then of the VGA as `Pc.power_on` leaves it the page and mode, the columns, INT 10h
+# function 12h's answer (BL = 3: an EGA or VGA with 256 KiB), the rows, "is a VGA" and the scan lines of a character.
+_TEXT_MODE_3: Final = struct.pack("<BBHHBBBBHHBBH", 0, 0, 0, 0, 3, 80, 0, 0, 3, 0, 25, 1, 16)
 
 _LOADED_HIGH: Final = 1 << 0  # of loadflags
 _XLF_KERNEL_64: Final = 1 << 0  # of xloadflags
@@ -237,6 +242,7 @@ class LinuxKernel:
         initrd_at = self._place_initrd(usable, at, len(initrd)) if initrd else 0
 
         params = bytearray(PAGE_SIZE)
+        params[_SCREEN_INFO : len(_TEXT_MODE_3)] = _TEXT_MODE_3
         params[_SETUP_HEADER : _SETUP_HEADER + len(self.setup_header)] = self.setup_header
         struct.pack_into("<Q", params, _ACPI_RSDP_ADDR, acpi_rsdp)
         struct.pack_into("<H", params, _VID_MODE, 0xFFFF)  # "normal"

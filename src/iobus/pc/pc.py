@@ -26,6 +26,8 @@ from iobus.devices.reset import ResetControl, SystemControlA
 from iobus.devices.rtc import Rtc
 from iobus.devices.system_control_b import SystemControlB
 from iobus.devices.uart import Uart
+from iobus.devices.vga import Vga
+from iobus.devices.vga_screen import Screen
 from iobus.exits import PowerOffExit, ResetExit
 from iobus.irq import ApicBus, Gate, Line, Pin
 from iobus.machine import Engine, Machine
@@ -97,6 +99,7 @@ class Pc:
             (self.irq(layout.IRQ_TIMER, "hpet0"), self.irq(layout.IRQ_RTC, "hpet1")),
             replace=replace, fsb=self.apic_bus.msi,
         )  # fmt: skip
+        self.vga: Final = Vga(machine.clock)
         ports: list[tuple[Any, int, int]] = [
             (self.pic.master, layout.PIC_MASTER, 2),
             (self.pic.slave, layout.PIC_SLAVE, 2),
@@ -116,6 +119,9 @@ class Pc:
             machine.pio.attach(device, base, length)
         machine.mmio.attach(self.ioapic, layout.IOAPIC, PAGE_SIZE)
         machine.mmio.attach(self.hpet, layout.HPET)
+        for part in self.vga.ports:
+            machine.pio.attach(part, part.base, implements=(1,))
+        machine.mmio.attach(self.vga.memory, layout.VGA_HOLE[0])
         self.power_on()
 
     def irq(self, number: int, name: str = "") -> Line:
@@ -136,10 +142,11 @@ class Pc:
         self.machine.mmio.attach(device, base, length, **options)
 
     def power_on(self) -> None:
-        """Put the machine where firmware leaves it: tables in place, virtual wire mode. RAM else as it is."""
+        """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is."""
         self.machine.memory.write(layout.ACPI_TABLES, acpi.tables(len(self.machine.vcpus)))
         with self.machine.lock:
             self.lapics[0].virtual_wire()
+            self.vga.text_mode()
 
     def reset(self) -> None:
         """Reset the machine and leave it as `power_on` does. It must not be running."""
@@ -152,6 +159,11 @@ class Pc:
         """Give bytes to the guest's serial line, as if typed. From any thread."""
         with self.machine.lock:
             self.uart.receive(data)
+
+    def screen(self) -> Screen:
+        """Return what the guest's display shows. From any thread."""
+        with self.machine.lock:
+            return self.vga.screen()
 
     def _add_ram(self, size: int) -> None:
         low, high = layout.VGA_HOLE
