@@ -84,8 +84,9 @@ class Pc:
         self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
         self.rtc: Final = Rtc(machine.clock, Pin(rtc_gate).line("rtc"))
         self.i8042: Final = I8042(
-            self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042")
-        )
+            self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042"),
+            machine.clock,
+        )  # fmt: skip
         self.acpi_pm: Final = AcpiPm(machine.clock, self.irq(layout.IRQ_SCI, "sci"), self._power_off)
 
         def replace(on: bool) -> None:
