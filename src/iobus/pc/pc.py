@@ -33,6 +33,7 @@ from iobus.irq import ApicBus, Gate, Line, Pin
 from iobus.machine import Engine, Machine
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, layout
+from iobus.pc.keyboard import HostKeyboard
 
 MINIMUM_MEMORY: Final = 1 << 20
 """RAM below this does not reach the BIOS area, where the ACPI tables lie."""
@@ -87,6 +88,7 @@ class Pc:
             self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042"),
             machine.clock,
         )  # fmt: skip
+        self.keyboard: Final = HostKeyboard(self.i8042, machine)
         self.acpi_pm: Final = AcpiPm(machine.clock, self.irq(layout.IRQ_SCI, "sci"), self._power_off)
 
         def replace(on: bool) -> None:
@@ -152,6 +154,7 @@ class Pc:
     def reset(self) -> None:
         """Reset the machine and leave it as `power_on` does. It must not be running."""
         self.machine.reset()
+        self.keyboard.clear()
         with self.machine.lock:
             self.pic.reset()  # its ports are on the bus, the pair is not
         self.power_on()
