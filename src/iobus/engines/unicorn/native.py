@@ -27,8 +27,10 @@ from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
+from iobus.engines.unicorn.deliver import TripleFault
 from iobus.engines.unicorn.msrs import UNTRAPPED, Msrs
 from iobus.engines.unicorn.stubs import Stubs, Table
+from iobus.engines.unicorn.sysenter import sysenter
 from iobus.exits import EngineError, ShutdownExit
 from iobus.memory import Slot
 from iobus.vcpu import VCPU
@@ -174,6 +176,7 @@ class NativeCpu(UnicornCpu):
         self.hook(uc_api.HOOK_INSN_INVALID, stubs.invalid, address)
         self.hook(uc_api.HOOK_EDGE_GENERATED, stubs.edge, address)
         self.hook(uc_api.HOOK_INSN, stubs.syscall, address, uc_api.INSN_SYSCALL)
+        self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_sysenter), instruction=uc_api.INSN_SYSENTER)
         fill = ctypes.c_uint64.from_address(
             ctypes.c_uint64.from_address(env + offsets.cpu_class).value + offsets.class_tlb_fill
         )
@@ -355,6 +358,17 @@ class NativeCpu(UnicornCpu):
                 if controller is not None:
                     controller.write_cr8(value)
         return self._skip(prefixes + 3)
+
+    def _on_sysenter(self, _: int, __: int) -> None:
+        state = self._state
+        try:
+            state.set_flags(sysenter(self.vcpu, self.library, self.uc, state, self.rflags()), running=True)
+            state.update_hflags()
+        except TripleFault:
+            self._exit = ShutdownExit(state.rip)
+            self.library.stop(self.uc)
+        except BaseException as exc:
+            self._fail(exc)
 
     def _instruction(self) -> tuple[bytes, int]:
         """The code at RIP and the number of its prefix bytes."""
