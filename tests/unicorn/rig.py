@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Final
+from typing import Final, Literal
 
 from iobus.clock import Clock
 from iobus.cpu_registers import Registers, Segment
@@ -31,6 +31,9 @@ WINDOW: Final = 0x40000000
 
 CODE64, DATA64, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x20, 0x28, 0x30
 PRESENT, WRITABLE, USER, LARGE, NX = 1, 2, 4, 0x80, 1 << 63
+
+way: Literal["native", "fallback"] = "native"
+"""How guests made from here on run; the fixture of this name (conftest.py) sets it."""
 
 
 def code64(listing: str) -> bytes:
@@ -78,9 +81,9 @@ class Guest:
     """A machine with 2 MiB of RAM and `program` in it, about to run in long mode at CPL 0."""
 
     def __init__(self, program: bytes, *, clock: Clock | None = None) -> None:
-        engine = UnicornEngine()
+        engine = UnicornEngine("fallback" if way == "fallback" else "auto")
         self.machine = Machine(engine, clock=clock)
-        assert engine.fallback_reason is None, engine.fallback_reason
+        assert way == "fallback" or engine.fallback_reason is None, engine.fallback_reason
         self.vcpu = self.machine.vcpus[0]
         self.memory = self.machine.memory
         self.memory.add(0, RAM)

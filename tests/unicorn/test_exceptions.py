@@ -1,4 +1,4 @@
-"""Exceptions and system calls of a guest that runs with guest-mode intercepts.
+"""Exceptions and system calls of a guest, in both ways of the Unicorn engine.
 
 By the Intel SDM vol. 3A, chapter 6, and for SYSCALL and SYSRET vol. 2B.
 """
@@ -21,6 +21,8 @@ from rig import (
     Guest,
     code64,
 )
+
+pytestmark = pytest.mark.usefixtures("way")
 
 HANDLERS = CODE + 0x1000
 LOG_RIP = code64("""
@@ -101,7 +103,7 @@ def test_an_exception_at_cpl_3_switches_the_stack() -> None:
             assert r.rsp == top and r.cs.selector == CODE64 and r.cpl == 0
 
 
-@pytest.mark.parametrize("first", ["#PF", "#GP of WRMSR"])
+@pytest.mark.parametrize("first", ["#PF", pytest.param("#GP of WRMSR", marks=pytest.mark.lost("faults of MSRs"))])
 def test_an_exception_in_the_delivery_of_one_is_a_double_fault(first: str) -> None:
     """#PF and #GP whose gate is not present: #NP behind them makes a #DF, error code 0 (SDM table 6-5)."""
     program = (
@@ -137,6 +139,7 @@ def test_a_benign_exception_whose_gate_is_missing_is_a_segment_not_present() -> 
         assert (error & ~1, rip) == (6 * 8 + 2, CODE + 1)
 
 
+@pytest.mark.lost("faults of MSRs")
 def test_many_exceptions_leave_nothing_behind() -> None:
     """INT3, #UD and a trapped RDMSR in turn, 10,000 times: each comes back where it must."""
     program = code64("""

@@ -20,6 +20,8 @@ from iobus.exits import (
 )
 from iobus.machine import UnclaimedAccess
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def answered(guest: Guest, *data: int) -> list[Exit]:
     """Run to the end, answering reads with `data` in turn; return the exits."""

@@ -31,11 +31,13 @@ from rig import (
 from iobus.cpu_registers import GPRS, Registers, Segment
 from iobus.exits import GuestFault, HltExit, MmioExit, PioExit
 
+pytestmark = pytest.mark.usefixtures("way")
+
 WORD = st.integers(0, (1 << 64) - 1)
 
 
 @pytest.fixture(scope="module")
-def idle() -> Guest:
+def idle(way: str) -> Guest:
     with Guest(b"\xf4") as guest:
         yield guest
 

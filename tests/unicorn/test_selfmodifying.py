@@ -16,6 +16,8 @@ from rig import CODE, DATA, NX, PRESENT, USER, WINDOW, WRITABLE, Guest, Vectors,
 from iobus.bus import Device
 from iobus.exits import HltExit, KickExit, PioExit
 
+pytestmark = pytest.mark.usefixtures("way")
+
 FUNCTION = CODE + 0x1000
 """Where a function that is patched lies: MOV EAX, imm32; RET. Another is 0x40 behind it, on its page."""
 HANDLERS = CODE + 0x2000

@@ -28,6 +28,8 @@ from iobus.exits import (
     TimeoutExit,
 )
 
+pytestmark = pytest.mark.usefixtures("way")
+
 SPIN = code64("""
     48 ff c1  ; inc rcx
     eb fb     ; jmp .-3

@@ -24,6 +24,7 @@ from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
+from iobus.engines.unicorn.msrs import POWER_ON
 from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
 from iobus.paging import translate
 from iobus.vcpu import VCPU
@@ -33,14 +34,18 @@ if TYPE_CHECKING:
 
 SLICE: Final = 20_000
 """Instructions between two looks at what is due: some 0.5 ms."""
-_WAITING: Final = 200
-"""The same while something waits for the guest to take interrupts."""
+_STEPS, _STRIDE = 64, 1000
+"""While something waits for the guest to take interrupts: so many looks an instruction apart, then a stride.
+
+A guest that opens its interrupts for an instruction at a time is met there. Strides, of one or two times that
+length, differ: a loop that always fits into them could slip through for ever.
+"""
 
 LOST: Final = (
     "Without it the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
-    "the TSC deadline) and CR8 do nothing, and other MSRs that do not exist read 0 instead of faulting; "
-    f"interrupts, NMIs and stops from outside come up to {SLICE} instructions late; the guest's TSC cannot be told; "
-    "hardware task switches through task gates fault."
+    "the TSC deadline) and CR8 do nothing, no access to another MSR faults, and those that do not exist read 0; "
+    f"interrupts, NMIs, stops and code that other threads write come up to {SLICE} instructions late; the guest's "
+    "TSC can be neither set nor told; hardware task switches through task gates fault."
 )
 """What the fallback cannot do, as the engine tells it."""
 
@@ -52,7 +57,12 @@ _OLD_EXCEPTION: Final = 0x1578
 
 _REG_RFLAGS, _REG_DR0 = 253, 66
 _EFER, _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE = 0xC0000080, *range(0xC0000081, 0xC0000085), 0xC0000102
+_TSC_AUX = 0xC0000103
 _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
+_ZEROED: Final = dict.fromkeys(
+    (_STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE, _TSC_AUX, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP), 0
+)
+"""MSRs that are 0 after power-on, beside those of msrs.py."""
 _EFER_SCE, _RFLAGS_RF, _RFLAGS_VM = 1, 1 << 16, 1 << 17
 _HF_LMA, _HF_CS64 = 1 << 14, 1 << 15
 _CS, _SS = at.SEGMENTS + 24, at.SEGMENTS + 48
@@ -83,6 +93,7 @@ class FallbackCpu(UnicornCpu):
         self._state = CpuState(self._context.data[at.CONTEXT_HEADER :])
         self._check_state()
         self._running = False  # inside emu_start
+        self._looks = 0  # in a row that have found something waiting
         self._code_pages: set[int] = set()  # physical page numbers of translated code
         self._stale = False  # some of them were written by software
         self._hlt_end: int | None = None  # the linear address behind a HLT, when one is about to run
@@ -147,7 +158,7 @@ class FallbackCpu(UnicornCpu):
 
     def unclaimed(self, exit: MmioExit | PioExit) -> int:
         value = super().unclaimed(exit)
-        if self._kicked or self._closing:
+        if self._kicked or self._closing or self._stale:
             self._end_slice()
         return value
 
@@ -160,8 +171,9 @@ class FallbackCpu(UnicornCpu):
                 return
 
     def power_on(self) -> None:
-        for msr in (_STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP):
-            self.library.write_msr(self.uc, msr, 0)
+        # Of those that the library does not keep it ignores the write.
+        for msr, value in {**_ZEROED, **POWER_ON}.items():
+            self.library.write_msr(self.uc, msr, value)
         state = self.state()
         state.u32[at.HFLAGS2 >> 2] = at.HF2_GIF
         self._exception_taken()
@@ -221,29 +233,26 @@ class FallbackCpu(UnicornCpu):
 
     def _attend(self) -> int:
         """Deliver an NMI or an interrupt that is due; return how many instructions to run until the next look."""
-        state = self.state()
-        shadow = bool(state.u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ)
-        if shadow and (self._nmi_pending or self.vcpu.controller is not None):
+        state, controller = self.state(), self.vcpu.controller
+        if state.u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ and (self._nmi_pending or controller is not None):
             return 1
         if self._nmi_pending and not state.u32[at.HFLAGS2 >> 2] & at.HF2_NMI:
             self._nmi_pending = False
             state.u32[at.HFLAGS2 >> 2] |= at.HF2_NMI  # IRET clears it
             self._deliver(Event(NMI, exception=False))
-            return _WAITING
-        rest = _WAITING if self._nmi_pending else SLICE
-        controller = self.vcpu.controller
-        if controller is None:
-            return rest
-        interruptible = self.rflags() & RFLAGS_IF
-        with self.machine.lock:
-            if not controller.pending():
-                return rest
-            vector = controller.acknowledge() if interruptible else None
-            if controller.pending():
-                rest = _WAITING
+        waiting, vector = self._nmi_pending, None
+        if controller is not None and self._exit is None:
+            interruptible = self.rflags() & RFLAGS_IF
+            with self.machine.lock:
+                if interruptible and controller.pending():
+                    vector = controller.acknowledge()
+                waiting |= controller.pending()
         if vector is not None:
             self._deliver(Event(vector, exception=False))
-        return rest
+        self._looks = self._looks + 1 if waiting else 0
+        if not waiting:
+            return SLICE
+        return 1 if self._looks % (_STEPS + 1) else _STRIDE + self._looks % _STRIDE
 
     def nmi_wakes(self) -> bool:
         return self._nmi_pending and not self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI
@@ -286,9 +295,9 @@ class FallbackCpu(UnicornCpu):
     def _start_of_int(self, vector: int) -> int:
         """Where the INT n, INT3 or INTO in front of RIP starts."""
         linear, mask = _linear(self._state), _mask(self._state)
-        before = self.library.read_code(self.uc, linear - 2 & mask, 2)
-        short = {3: 0xCC, 4: 0xCE}.get(vector)
-        return self._state.rip - (1 if before[-1] == short else 2) & mask
+        short = {3: b"\xcc", 4: b"\xce"}.get(vector)
+        length = 1 if short == self.library.read_code(self.uc, linear - 1 & mask, 1) else 2
+        return self._state.rip - length & mask
 
     def _on_invalid(self, _: int, __: int) -> bool:
         try:
@@ -354,6 +363,8 @@ class FallbackCpu(UnicornCpu):
 
     def _on_translated(self, _: int, block: int, __: int, ___: int) -> None:
         """A block was translated: note its pages, see to it that stores there are noticed, look for a HLT."""
+        if self._mapped is None:  # a block of our own, in `_run_first`
+            return
         try:
             pc, size = ctypes.c_uint64.from_address(block).value, ctypes.c_uint16.from_address(block + 10).value
             # A store through another mapping of the page is noticed only when its TLB entry is made anew.

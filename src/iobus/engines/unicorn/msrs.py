@@ -29,7 +29,7 @@ _CONSTANT: Final = {
     _MTRR_CAP: 0x508,  # 8 variable ranges, fixed ranges, write-combining
     0xCE: 0,  # MSR_PLATFORM_INFO
 }
-_STORED: Final = {
+POWER_ON: Final = {
     0x3A: 1,  # IA32_FEATURE_CONTROL, locked
     0x48: 0,  # IA32_SPEC_CTRL
     0x49: 0,  # IA32_PRED_CMD
@@ -42,6 +42,7 @@ _STORED: Final = {
     **dict.fromkeys(_MTRR_VARIABLE, 0),
     **dict.fromkeys(_MTRR_FIXED, 0x0606060606060606),
 }
+"""What the MSRs that software can write hold after power-on."""
 _MEMORY_TYPES = frozenset((0, 1, 4, 5, 6))
 
 # Kept by the library and never trapped: EFER, STAR, LSTAR, CSTAR, FMASK, FS/GS/KERNEL_GS base,
@@ -57,11 +58,11 @@ class Msrs:
 
     def __init__(self, read_tsc: Callable[[], int], write_tsc: Callable[[int], None]) -> None:
         self._read_tsc, self._write_tsc = read_tsc, write_tsc
-        self._values = dict(_STORED)
+        self._values = dict(POWER_ON)
 
     def reset(self) -> None:
         """Return to the power-on values."""
-        self._values = dict(_STORED)
+        self._values = dict(POWER_ON)
 
     def read(self, index: int) -> int | None:
         if index == IA32_TSC:

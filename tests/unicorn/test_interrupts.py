@@ -1,4 +1,4 @@
-"""Interrupts and NMIs of a guest that runs with guest-mode intercepts (Intel SDM vol. 3A, chapter 6)."""
+"""Interrupts and NMIs of a guest (Intel SDM vol. 3A, chapter 6), in both ways of the Unicorn engine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rig import (
 
 from iobus.bus import Device
 from iobus.exits import HltExit, KickExit
+
+pytestmark = pytest.mark.usefixtures("way")
 
 HANDLERS = CODE + 0x1000
 LOG_RIP = code64("""
