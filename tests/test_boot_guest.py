@@ -99,11 +99,11 @@ def test_devmem_reads_and_writes_a_users_device(files: Files, busybox: bytes) ->
         assert line in lines(done)
     accesses = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines() if "0xd00000" in line]
     assert accesses == [
-        "r mmio 0xd0000000 4 0x00010b05 Scratch",
-        "w mmio 0xd0000004 4 0x0000cafe Scratch",
-        "r mmio 0xd0000004 4 0x0000cafe Scratch",
-        "r mmio 0xd0000008 4 0x00000003 Scratch",
-        "r mmio 0xd0000000 1 0xff (unclaimed)",
+        "r vcpu0 mmio 0xd0000000 4 0x00010b05 Scratch",
+        "w vcpu0 mmio 0xd0000004 4 0x0000cafe Scratch",
+        "r vcpu0 mmio 0xd0000004 4 0x0000cafe Scratch",
+        "r vcpu0 mmio 0xd0000008 4 0x00000003 Scratch",
+        "r vcpu0 mmio 0xd0000000 1 0xff (unclaimed)",
     ]
 
 

@@ -24,7 +24,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from iobus.widths import SIZES, Endian, Read, Value, Write, adapter
+from iobus.widths import SIZES as SIZES
+from iobus.widths import Endian, Read, Write, adapter
+from iobus.widths import Value as Value
 
 UNKNOWN: Final[Any] = object()
 HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
