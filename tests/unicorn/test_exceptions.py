@@ -22,6 +22,8 @@ from rig import (
     code64,
 )
 
+from iobus.exits import ShutdownExit
+
 pytestmark = pytest.mark.usefixtures("way")
 
 HANDLERS = CODE + 0x1000
@@ -277,3 +279,65 @@ def test_syscall_while_efer_has_it_off_is_undefined() -> None:
         guest.user(CODE, efer=0xD00)
         guest.finish()
         assert frame(guest, 3) == (0, CODE + 1, USER_CODE | 3)
+
+
+SYSENTER_SETUP = code64("""
+    b9 74 01 00 00  ; mov ecx, 0x174
+    b8 08 00 00 00  ; mov eax, 8
+    31 d2           ; xor edx, edx
+    0f 30           ; wrmsr
+    ff c1           ; inc ecx
+    b8 00 e0 01 00  ; mov eax, 0x1e000
+    0f 30           ; wrmsr
+    ff c1           ; inc ecx
+    b8 00 10 01 00  ; mov eax, 0x11000
+    0f 30           ; wrmsr
+    f4              ; hlt
+""")
+"""SYSENTER_CS = CODE64, SYSENTER_ESP, SYSENTER_EIP = HANDLERS."""
+
+
+def test_sysenter_and_sysexit() -> None:
+    """CS, SS, RIP and RSP from the MSRs, IF cleared; SYSEXIT takes RIP and RSP from RDX and RCX."""
+    with Guest(SYSENTER_SETUP) as guest:
+        guest.finish()
+        guest.memory.write(CODE + 0x100, b"\x0f\x34\xf4\xf4\xcd\x80")  # SYSENTER; at + 4 INT 0x80
+        guest.memory.write(
+            HANDLERS,
+            code64("""
+                48 89 24 25 00 01 03 00  ; mov [0x30100], rsp
+                8c c8                    ; mov eax, cs
+                66 89 04 25 08 01 03 00  ; mov [0x30108], ax
+                8c d0                    ; mov eax, ss
+                66 89 04 25 0a 01 03 00  ; mov [0x3010a], ax
+                9c                       ; pushfq
+                8f 04 25 10 01 03 00     ; pop qword ptr [0x30110]
+                48 c7 c2 04 01 01 00     ; mov rdx, 0x10104
+                48 c7 c1 00 c0 01 00     ; mov rcx, 0x1c000
+                48 0f 35                 ; rex.W sysexit
+        """),
+        )
+        guest.gate(0x80, b"\x6a\x00" + FRAME, HANDLERS + 0x100, dpl=3)
+        guest.user(CODE + 0x100, rflags=0x602)
+        guest.finish()
+        assert guest.word(0x100) == 0x1E000
+        assert guest.word(0x108, 4) == DATA64 << 16 | CODE64
+        assert guest.word(0x110) == 0x402
+        assert frame(guest) == (0, CODE + 0x106, CODE64 + 32 | 3, 0x402, 0x1C000, CODE64 + 40 | 3)
+
+
+def test_sysenter_that_was_not_set_up_is_a_gp() -> None:
+    """SYSENTER_CS = 0, as after reset: #GP(0) at the SYSENTER."""
+    with Guest(b"\x90\x0f\x34") as guest:
+        guest.gate(13, FRAME, HANDLERS)
+        guest.user(CODE)
+        guest.finish()
+        assert frame(guest, 3) == (0, CODE + 1, USER_CODE | 3)
+
+
+def test_sysenter_in_a_guest_without_an_idt_is_a_shutdown() -> None:
+    """Its #GP cannot be delivered, nor what follows from that."""
+    with Guest(b"\x90\x0f\x34") as guest:
+        guest.set(idt_limit=0)
+        for _ in range(2):
+            assert guest.machine.run(timeout=20) == ShutdownExit(CODE + 1)

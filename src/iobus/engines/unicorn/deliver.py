@@ -22,6 +22,8 @@ DB, NMI, UD, DF, TS, NP, SS, GP, PF = 1, 2, 6, 8, 10, 11, 12, 13, 14
 
 HAS_ERROR_CODE: Final = frozenset((DF, TS, NP, SS, GP, PF, 17))
 _CONTRIBUTORY: Final = frozenset((0, TS, NP, SS, GP))
+_NOT_FAULTS: Final = frozenset((DB, 3, 4, DF, 18))
+"""Exceptions that are traps or aborts, and #DB: where it is a fault it is of a breakpoint, which sets no RF."""
 
 _RFLAGS_NT, _RFLAGS_RF, _RFLAGS_VM = 1 << 14, 1 << 16, 1 << 17
 _CS, _SS = at.SEGMENTS + 24, at.SEGMENTS + 48
@@ -47,6 +49,11 @@ class Event:
     """Where the instruction of a software interrupt starts: what a fault in its delivery returns to."""
     exception: bool = True
     """Not an external interrupt or NMI."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the handler may return to the same instruction, and then not to a breakpoint on it again."""
+        return self.exception and not self.software and self.vector not in _NOT_FAULTS
 
 
 def deliver(vcpu: VCPU, state: CpuState, flags: int, event: Event) -> int:
@@ -84,18 +91,22 @@ class _Entry:
 
     def __init__(self, vcpu: VCPU, state: CpuState, flags: int, event: Event) -> None:
         self.memory = _Linear(vcpu, state)
-        self.state, self.flags, self.event = state, flags, event
+        # RF as it is pushed: SDM vol. 3B, "Instruction-Breakpoint Exception Condition".
+        self.state, self.flags, self.event = state, flags | _RFLAGS_RF if event.is_fault else flags, event
         self.cpl = state.u32[at.HFLAGS >> 2] & 3
         self.external = 0 if event.software else 1
         """EXT, bit 0 of the error codes of faults during the delivery."""
 
     def enter(self) -> int:
         """Take the way of the CPU's mode; return the new RFLAGS."""
-        if not self.state.u64[_CR0] & CR0_PE:
-            return self._real()
-        if self.state.u64[_EFER] & EFER_LMA:
-            return self._long()
-        return self._protected()
+        try:
+            if not self.state.u64[_CR0] & CR0_PE:
+                return self._real()
+            if self.state.u64[_EFER] & EFER_LMA:
+                return self._long()
+            return self._protected()
+        except ProtectionFault:
+            raise self._fault(GP, 0, "a table of the CPU's is not at a canonical address") from None
 
     def _fault(self, vector: int, code: int, what: str) -> GuestFault:
         return GuestFault(vector, code | self.external, f"vector {self.event.vector:#x}: {what}")
@@ -142,6 +153,9 @@ class _Entry:
         else:
             inner = None
             stack = _Stack(self, ss, pointer, 0)
+        offset = int.from_bytes(gate[:2], "little") | (int.from_bytes(gate[6:8], "little") << 16 if width == 4 else 0)
+        if offset > code.limit:
+            raise self._fault(GP, 0, "the handler is beyond the limit of its segment")
         for value in (*pushed, self.flags, state.segment(_CS).selector, state.rip, *self._error_code()):
             stack.push(value, width)
         stack.commit()
@@ -152,7 +166,6 @@ class _Entry:
                     state.set_segment(at.SEGMENTS + 24 * index, Segment(0, 0, 0, 0))
         state.u64[_RSP] = stack.pointer
         state.set_segment(_CS, code)
-        offset = int.from_bytes(gate[:2], "little") | (int.from_bytes(gate[6:8], "little") << 16 if width == 4 else 0)
         state.rip = offset
         return self._handler_flags(kind)
 
@@ -162,6 +175,9 @@ class _Entry:
         selector, code, dpl = self._target(gate)
         if not code.access & _L or code.access & _B:
             raise self._fault(GP, selector & ~3, "the handler's segment is not 64-bit code")
+        offset = int.from_bytes(gate[:2] + gate[6:12], "little")
+        if offset + (1 << 47) & _MASK64 >= 1 << 48:
+            raise self._fault(GP, 0, "the handler is not at a canonical address")
         pointer, ist = state.u64[_RSP], gate[4] & 7
         if ist or dpl < self.cpl:
             pointer = self._tss(8 * (ist + 3 if ist else dpl) + 4, 8)
@@ -180,8 +196,7 @@ class _Entry:
             state.set_segment(_SS, Segment(dpl, 0, 0, dpl << 5))
         state.u64[_RSP] = pointer
         state.set_segment(_CS, code)
-        low, middle, high = gate[:2], gate[6:8], gate[8:12]
-        state.rip = int.from_bytes(low + middle + high, "little")
+        state.rip = offset
         return self._handler_flags(kind)
 
     # Their parts.

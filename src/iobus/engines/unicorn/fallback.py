@@ -18,9 +18,10 @@ import mmap
 import threading
 from typing import TYPE_CHECKING, Final
 
-from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF, Segment
+from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn import syscalls
 from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
@@ -56,17 +57,16 @@ _DR0: Final = 0x1518
 _OLD_EXCEPTION: Final = 0x1578
 
 _REG_RFLAGS, _REG_DR0 = 253, 66
-_EFER, _STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE = 0xC0000080, *range(0xC0000081, 0xC0000085), 0xC0000102
-_TSC_AUX = 0xC0000103
-_SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
+_EFER, _KERNEL_GS_BASE, _TSC_AUX = 0xC0000080, 0xC0000102, 0xC0000103
 _ZEROED: Final = dict.fromkeys(
-    (_STAR, _LSTAR, _CSTAR, _FMASK, _KERNEL_GS_BASE, _TSC_AUX, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP), 0
-)
+    (
+        syscalls.STAR, syscalls.LSTAR, syscalls.CSTAR, syscalls.FMASK, _KERNEL_GS_BASE, _TSC_AUX,
+        syscalls.SYSENTER_CS, syscalls.SYSENTER_ESP, syscalls.SYSENTER_EIP,
+    ),
+    0,
+)  # fmt: skip
 """MSRs that are 0 after power-on, beside those of msrs.py."""
-_EFER_SCE, _RFLAGS_RF, _RFLAGS_VM = 1, 1 << 16, 1 << 17
-_HF_LMA, _HF_CS64 = 1 << 14, 1 << 15
-_CS, _SS = at.SEGMENTS + 24, at.SEGMENTS + 48
-_RCX, _RSP, _R11 = 1, 4, 11
+_CS: Final = at.SEGMENTS + 24
 
 _HLT: Final = 0xF4
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3") | frozenset(range(0x40, 0x50))
@@ -308,58 +308,30 @@ class FallbackCpu(UnicornCpu):
         return True
 
     def _on_syscall(self, _: int, __: int) -> None:
-        """SYSCALL, by the AMD64 APM vol. 3. The library adds the instruction's 2 bytes to RIP afterwards."""
         try:
-            library, uc = self.library, self.uc
-            state, flags = self.state(), self.rflags()
-            if not state.u64[at.EFER >> 3] & _EFER_SCE:
-                self._fault_in_place(Event(UD))
-                return
-            star, hflags, behind = library.read_msr(uc, _STAR), state.u32[at.HFLAGS >> 2], state.rip + 2
-            state.u64[_RCX] = behind & _mask(state)
-            if hflags & _HF_LMA:
-                state.u64[_R11] = flags & ~_RFLAGS_RF
-                target = library.read_msr(uc, _LSTAR if hflags & _HF_CS64 else _CSTAR)
-                flags &= ~(library.read_msr(uc, _FMASK) | _RFLAGS_RF)
-            else:
-                target = star & 0xFFFFFFFF
-                flags &= ~(_RFLAGS_VM | RFLAGS_IF | _RFLAGS_RF)
-            self._enter_kernel(star >> 32 & 0xFFFC, target, flags)
+            self._enter_kernel(syscalls.syscall(self.state(), self.rflags(), self._read_msr), Event(UD))
         except BaseException as exc:
             self._fail(exc)
 
     def _on_sysenter(self, _: int, __: int) -> None:
-        """SYSENTER, by the Intel SDM vol. 2B; RIP as at SYSCALL."""
         try:
-            library, uc = self.library, self.uc
-            state, flags = self.state(), self.rflags()
-            selector = library.read_msr(uc, _SYSENTER_CS) & 0xFFFC
-            if not selector:
-                self._fault_in_place(Event(GP, 0))
-                return
-            state.u64[_RSP] = library.read_msr(uc, _SYSENTER_ESP) & _mask(state)
-            target = library.read_msr(uc, _SYSENTER_EIP) & _mask(state)
-            self._enter_kernel(selector, target, flags & ~(_RFLAGS_VM | RFLAGS_IF | _RFLAGS_RF))
+            self._enter_kernel(syscalls.sysenter(self.state(), self.rflags(), self._read_msr), Event(GP, 0))
         except BaseException as exc:
             self._fail(exc)
 
-    def _enter_kernel(self, selector: int, target: int, flags: int) -> None:
-        """Go to `target` at level 0, with flat segments, CS and SS being `selector` and the next."""
-        state = self._state
-        long_mode = bool(state.u32[at.HFLAGS >> 2] & _HF_LMA)
-        state.set_segment(_CS, Segment(selector, 0, 0xFFFFFFFF, 0xA09B if long_mode else 0xC09B))
-        state.set_segment(_SS, Segment(selector + 8 & 0xFFFC, 0, 0xFFFFFFFF, 0xC093))
-        state.rip = target - 2 & _MASK64
-        state.set_flags(flags, running=True)
-        state.update_hflags()
-        self.put_state()
+    def _read_msr(self, index: int) -> int:
+        return self.library.read_msr(self.uc, index)
 
-    def _fault_in_place(self, event: Event) -> None:
-        """Deliver a fault of an instruction that the library takes for done, and steps over."""
-        self._deliver(event)
-        if self._exit is None:
-            self._state.rip = self._state.rip - 2 & _MASK64
-            self.put_state()
+    def _enter_kernel(self, flags: int | None, fault: Event) -> None:
+        """End a system call with the new RFLAGS, or with its fault; the library steps over it either way."""
+        state = self._state
+        if flags is not None:
+            state.set_flags(flags, running=True)
+            state.update_hflags()
+        else:
+            self._deliver(fault)
+            state.rip = state.rip - syscalls.LENGTH & _MASK64
+        self.put_state()
 
     def _on_translated(self, _: int, block: int, __: int, ___: int) -> None:
         """A block was translated: note its pages, see to it that stores there are noticed, look for a HLT."""

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Final
 from iobus.cpu_registers import RFLAGS_IF, RFLAGS_TF
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn import syscalls
 from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
-from iobus.engines.unicorn.deliver import TripleFault
+from iobus.engines.unicorn.deliver import Event, TripleFault, deliver
 from iobus.engines.unicorn.msrs import UNTRAPPED, Msrs
 from iobus.engines.unicorn.stubs import Stubs, Table
-from iobus.engines.unicorn.sysenter import sysenter
 from iobus.exits import EngineError, ShutdownExit
 from iobus.memory import Slot
 from iobus.vcpu import VCPU
@@ -183,6 +183,23 @@ class NativeCpu(UnicornCpu):
         if fill.value != table.tlb_fill:
             raise at.MismatchError("the function that fills the TLB is not where expected")
         fill.value = stubs.fill
+
+    def _on_sysenter(self, _: int, __: int) -> None:
+        """SYSENTER, or its #GP, done in Python: nothing here leaves by longjmp."""
+        try:
+            state, flags = self._state, self.rflags()
+            after = syscalls.sysenter(state, flags, lambda index: self.library.read_msr(self.uc, index))
+            if after is None:
+                try:
+                    after = deliver(self.vcpu, state, flags, Event(_GP, 0))
+                except TripleFault:
+                    self._exit, after = ShutdownExit(state.rip), flags
+                    self.library.stop(self.uc)
+                state.rip = state.rip - syscalls.LENGTH & _MASK64  # the library steps over it
+            state.set_flags(after, running=True)
+            state.update_hflags()
+        except BaseException as exc:
+            self._fail(exc)
 
     # UnicornCpu's requirements.
 
@@ -358,17 +375,6 @@ class NativeCpu(UnicornCpu):
                 if controller is not None:
                     controller.write_cr8(value)
         return self._skip(prefixes + 3)
-
-    def _on_sysenter(self, _: int, __: int) -> None:
-        state = self._state
-        try:
-            state.set_flags(sysenter(self.vcpu, self.library, self.uc, state, self.rflags()), running=True)
-            state.update_hflags()
-        except TripleFault:
-            self._exit = ShutdownExit(state.rip)
-            self.library.stop(self.uc)
-        except BaseException as exc:
-            self._fail(exc)
 
     def _instruction(self) -> tuple[bytes, int]:
         """The code at RIP and the number of its prefix bytes."""
