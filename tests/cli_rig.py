@@ -73,10 +73,11 @@ def run_guest(files: Files, code: bytes, *arguments: object, data: bytes = b"") 
 
 
 class Terminal:
-    """The command on a pseudo-terminal of its own."""
+    """The command on a pseudo-terminal of its own, which knows its `size` (columns, lines) if one is given."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, size: tuple[int, int] = (0, 0)) -> None:
         self.master, self.slave = pty.openpty()
+        termios.tcsetwinsize(self.slave, size[::-1])
         self.before = termios.tcgetattr(self.slave)
         self.shown = b""
         self.process = subprocess.Popen(
@@ -110,8 +111,8 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*arguments: object) -> Iterator[Terminal]:
-    it = Terminal(*arguments)
+def terminal(*arguments: object, size: tuple[int, int] = (0, 0)) -> Iterator[Terminal]:
+    it = Terminal(*arguments, size=size)
     try:
         yield it
     finally:

@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     boot.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
     boot.add_argument("--engine", choices=("auto", "unicorn"), default="auto", help="what executes the guest")
     boot.add_argument(
+        "--display", choices=("none", "text"), default="none", help="draw the guest's text screen in the terminal"
+    )
+    boot.add_argument(
         "--unclaimed",
         choices=("ones", "stop"),
         default="ones",
@@ -150,6 +153,7 @@ def _boot(options: argparse.Namespace) -> tuple[Status, str]:
             trace=options.trace,
             timeout=options.timeout,
             reboot=not options.no_reboot,
+            display=options.display,
         )
     )
 

@@ -17,6 +17,7 @@ from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel, e820, read_initrd
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
+from iobus.cli.display import TextDisplay
 from iobus.cli.monitor import Monitor
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import tracing
@@ -27,7 +28,10 @@ from iobus.pc import layout
 from iobus.pc.pc import Pc
 
 ENGINES = ("auto", "unicorn")
+DISPLAYS = ("none", "text")
 COMMAND_LINE = "console=ttyS0"
+TEXT_COMMAND_LINE = f"{COMMAND_LINE} console=tty0"
+"""With the display: the last console is the one that user space gets."""
 
 SHELL_INIT = """\
 mount -t proc proc /proc
@@ -57,6 +61,8 @@ class BootOptions:
     """A file's name; "" for standard error, None for no trace."""
     timeout: float | None
     reboot: bool
+    display: str
+    """One of `DISPLAYS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +90,16 @@ def boot(options: BootOptions) -> tuple[Status, str]:
     """Boot by `options`; return the status and a sentence for standard error. Raises `IobusError`."""
     kernel = None if options.kernel is None else LinuxKernel.read(options.kernel)
     initrd = None if options.initrd is None else read_initrd(options.initrd)
-    console = Console()
+    text = options.display == "text"
+    console = TextDisplay() if text else Console()
     with make_pc(options.memory, options.engine, console.output, console.say) as pc:
         attach_devices(pc, options.devices)
         if initrd is None:
             initrd = shell_initrd(console.say) if kernel is None else b""
         if kernel is None:
             kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
-        guest = Guest(kernel, initrd, f"{COMMAND_LINE} {options.append}".rstrip())
+        command_line = TEXT_COMMAND_LINE if text else COMMAND_LINE
+        guest = Guest(kernel, initrd, f"{command_line} {options.append}".rstrip())
         guest.load(pc)
         with Monitor(pc, console.say), tracing(pc.machine, options.trace, console.say), console.open(pc):
             exit = run(

@@ -143,12 +143,15 @@ class Console:
         try:
             tty.setraw(STDIN, termios.TCSANOW)
             self._raw = True
-            self.say("iobus: the console is the guest's; Ctrl-A X leaves")
+            self._greet()
             yield
         finally:
             self._raw = False
             with contextlib.suppress(termios.error):  # the terminal itself may be gone
                 termios.tcsetattr(STDIN, termios.TCSANOW, before)
+
+    def _greet(self) -> None:
+        self.say("iobus: the console is the guest's; Ctrl-A X leaves")
 
     def _stop(self) -> None:
         if self._pc is not None:
@@ -194,10 +197,15 @@ class Console:
                     keys.append(_CTRL_A)
                 escaped = False
                 keys.append(key)
-            if keys and self._pc is not None:
-                self._pc.type(bytes(keys))
+            if keys:
+                self._type(bytes(keys))
 
         return handle
+
+    def _type(self, keys: bytes) -> None:
+        """Give the guest what was typed on the terminal."""
+        assert self._pc is not None
+        self._pc.type(keys)
 
     def _piped(self, wake: int) -> Callable[[bytes], None]:
         def handle(data: bytes) -> None:

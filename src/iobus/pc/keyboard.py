@@ -130,6 +130,11 @@ class HostKeyboard:
             self._timer.arm(self._clock.now() + wait)
 
 
+def can_type(character: str) -> bool:
+    """Return whether the US layout has `character`, so that `type` and `press` take it."""
+    return character in _CHARACTERS
+
+
 def _code(name: str) -> int:
     if name not in KEYS:
         names = ", ".join(name for name in KEYS if len(name) > 1)
