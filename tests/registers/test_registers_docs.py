@@ -69,9 +69,9 @@ def test_the_pc_gives_the_example_its_interrupt(doorbell: ModuleType) -> None:
     pc.attach(bell, 0xD0000000)
     pc.machine.mmio.write(0xD0000000, 4, 0b11)
     assert bell.irq.level
-    assert pc._pins[10].level
+    assert pc.pins[10].level
     pc.machine.mmio.write(0xD0000004, 4, 1)
-    assert not pc._pins[10].level
+    assert not pc.pins[10].level
 
 
 TYPED = """
