@@ -141,11 +141,14 @@ class AccessPath:
             nonlocal region
             region = asked
 
-        first = self.own if after is UNKNOWN else after.region.bus
+        own = self.own
+        first = own if after is UNKNOWN else after.region.bus
         with self._lock:
             start = perf_counter_ns()
-            result = first.search(address, size, value, None if after is UNKNOWN else after, before)
-            if result is NotImplemented and first is self.own:
+            result: Any = NotImplemented
+            if first is not own or own.low <= address < own.high:
+                result = first.search(address, size, value, None if after is UNKNOWN else after, before)
+            if result is NotImplemented and first is own:
                 result = self.shared.search(address, size, value, None, before)
             if result is not NotImplemented:
                 self._tell(region, address, size, value, result, start)

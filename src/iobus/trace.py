@@ -6,6 +6,7 @@ paths pay nothing. What is made of a trace is in `replay.py` and in the command 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -150,21 +151,27 @@ class JsonLines:
         self._write(json.dumps({_HEADER: FORMAT}) + "\n")
 
     def __call__(self, record: Record) -> None:
-        self._write(json.dumps(to_json(record), separators=(",", ":")) + "\n")
+        self._write(json_line(record))
 
 
-def to_json(record: Record) -> dict[str, Any]:
-    """Return `record` as plain data. Addresses and values are hexadecimal text: JSON's readers round large numbers."""
-    return {
-        "time": record.time, "vcpu": record.vcpu, "op": "write" if record.is_write else "read", "space": record.space,
-        "address": hex(record.address), "size": record.size, "value": hex(record.value),
-        "region": record.region, "device": record.device, "offset": record.offset,
-        "registers": [
-            {"name": register.name, "fields": dict(register.fields), "text": register.text}
-            for register in record.registers
-        ],
-        "rip": hex(record.rip), "taken": record.taken,
-    }  # fmt: skip
+def json_line(record: Record) -> str:
+    """Return `record` as its line. Addresses and values are hexadecimal text: JSON's readers round large numbers."""
+    registers = "[]"
+    if record.registers:
+        registers = json.dumps(
+            [{"name": item.name, "fields": dict(item.fields), "text": item.text} for item in record.registers],
+            separators=(",", ":"),
+        )
+    # Put together by hand: a dictionary for `json` would cost more than the rest of the trace.
+    return (
+        f'{{"time":{record.time},"vcpu":{record.vcpu},"op":"{"write" if record.is_write else "read"}",'
+        f'"space":"{record.space}","address":"{record.address:#x}","size":{record.size},"value":"{record.value:#x}",'
+        f'"region":{_quoted(record.region)},"device":{_quoted(record.device)},"offset":{record.offset},'
+        f'"registers":{registers},"rip":"{record.rip:#x}","taken":{record.taken}}}\n'
+    )
+
+
+_quoted = functools.lru_cache(maxsize=1024)(json.dumps)
 
 
 def read_trace(lines: Iterable[str], name: str = "trace") -> Iterator[Record]:
