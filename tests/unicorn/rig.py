@@ -30,6 +30,7 @@ WINDOW: Final = 0x40000000
 """A guest virtual address whose 512 small pages are the entries of `PAGE_TABLE`, for tests to map."""
 
 CODE64, DATA64, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x20, 0x28, 0x30
+CODE32, DATA32, USER_CODE32, USER_DATA32, TASK32 = 0x08, 0x10, 0x18, 0x20, 0x28
 PRESENT, WRITABLE, USER, LARGE, NX = 1, 2, 4, 0x80, 1 << 63
 
 way: Literal["native", "fallback"] = "native"
@@ -41,8 +42,8 @@ def code64(listing: str) -> bytes:
     return bytes.fromhex("".join(line.split(";")[0] for line in listing.splitlines()))
 
 
-code16 = code64
-"""As `code64`, for 16-bit code."""
+code32 = code16 = code64
+"""As `code64`, for 32-bit and 16-bit code."""
 
 
 class Vectors:
@@ -137,7 +138,7 @@ class Guest:
             setattr(changed, name, value)
         self.vcpu.registers = changed
 
-    def user(self, at: int, **registers: int) -> None:
+    def user(self, at: int, **registers: int | Segment) -> None:
         """Start at an address at CPL 3."""
         data = Segment(USER_DATA | 3, 0, 0xFFFFFFFF, 0xC0F3)
         code = Segment(USER_CODE | 3, 0, 0xFFFFFFFF, 0xA0FB)
@@ -163,3 +164,36 @@ class RealModeGuest(Guest):
             rip=0x7C00, rsp=0x7000, cs=Segment(0, 0, 0xFFFF, 0x9B), ds=flat, es=flat, ss=flat, idt_limit=0x3FF
         )
         self.memory.write(0x7C00, self.memory.read(CODE, 0x200))
+
+
+class ProtectedGuest(Guest):
+    """As `Guest`, in 32-bit protected mode, with flat segments and no paging. From 0x30 on its GDT is free."""
+
+    def start(self) -> None:
+        memory = self.memory
+        memory.write(GDT, struct.pack("<5Q", 0, 0xCF9B000000FFFF, 0xCF93000000FFFF, 0xCFFB000000FFFF, 0xCFF3000000FFFF))
+        memory.write(GDT + TASK32, struct.pack("<HHBBBB", 0x67, TSS, 0, 0x8B, 0, 0))
+        memory.store(TSS + 4, 4, KERNEL_STACK)
+        memory.store(TSS + 8, 4, DATA32)
+        data = Segment(DATA32, 0, 0xFFFFFFFF, 0xC093)
+        self.vcpu.registers = Registers(
+            rip=CODE, rsp=STACK, rdi=DATA, rbx=MMIO,
+            cs=Segment(CODE32, 0, 0xFFFFFFFF, 0xC09B), ds=data, es=data, ss=data, fs=data, gs=data,
+            tr=Segment(TASK32, TSS, 0x67, 0x8B), gdt_base=GDT, gdt_limit=0x7F, idt_base=IDT, idt_limit=0x7FF, cr0=0x33,
+        )  # fmt: skip
+
+    def gate(self, vector: int, handler: bytes, at: int, *, ist: int = 0, dpl: int = 0) -> None:
+        self.gate32(vector, handler, at, dpl=dpl)
+
+    def gate32(
+        self, vector: int, handler: bytes, at: int, *, dpl: int = 0, kind: int = 14, selector: int = CODE32
+    ) -> None:
+        """Put `handler` at an address and let a gate of type `kind` lead to it."""
+        self.memory.write(at, handler)
+        gate = struct.pack("<HHBBH", at & 0xFFFF, selector, 0, kind | 0x80 | dpl << 5, at >> 16)
+        self.memory.write(IDT + 8 * vector, gate)
+
+    def user(self, at: int, **registers: int | Segment) -> None:
+        data = Segment(USER_DATA32 | 3, 0, 0xFFFFFFFF, 0xC0F3)
+        code = Segment(USER_CODE32 | 3, 0, 0xFFFFFFFF, 0xC0FB)
+        self.set(rip=at, cs=code, ss=data, ds=data, es=data, **registers)

@@ -118,6 +118,14 @@ def test_the_guest_runs_with_the_segments_it_is_given() -> None:
         assert guest.vcpu.load(0x10, 1) == guest.memory.load(0x10, 1)
 
 
+def test_code_runs_at_address_0() -> None:
+    """It is an address like any other, where software jumps by mistake, or where its memory starts."""
+    with Guest(b"\xff\xe0") as guest:  # jmp rax
+        guest.memory.write(0, b"\xb8\x07\0\0\0\xf4")
+        r = guest.finish()
+        assert (r.rax, r.rip) == (7, 6)
+
+
 # Memory.
 
 

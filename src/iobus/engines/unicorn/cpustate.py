@@ -23,6 +23,8 @@ _HF_KEPT: Final = at.HF_GUEST
 """What of hflags does not follow from the registers."""
 
 _B, _L = 1 << 22, 1 << 21
+_TSS, _TSS_BITS, _TSS_BUSY = 0x81, 0x95, 2
+"""A present TSS of 16 bits, what to compare of an access byte with it, and the bit that a loaded one has set."""
 
 
 class CpuState:
@@ -73,6 +75,7 @@ class CpuState:
         for index, name in enumerate(SEGMENTS):
             setattr(r, name, self.segment(at.SEGMENTS + 24 * index))
         r.ldt, r.tr = self.segment(at.LDT), self.segment(at.TR)
+        r.tr.access |= _TSS_BUSY
         gdt, idt = self.segment(at.GDT), self.segment(at.IDT)
         r.gdt_base, r.gdt_limit, r.idt_base, r.idt_limit = gdt.base, gdt.limit, idt.base, idt.limit
         r.cr0, _, r.cr2, r.cr3, r.cr4 = (self.u64[(at.CR >> 3) + index] for index in range(5))
@@ -85,7 +88,7 @@ class CpuState:
         for index, name in enumerate(SEGMENTS):
             self.set_segment(at.SEGMENTS + 24 * index, getattr(r, name))
         self.set_segment(at.LDT, r.ldt)
-        self.set_segment(at.TR, r.tr)
+        self.set_segment(at.TR, _usable_tss(r.tr))
         self.set_segment(at.GDT, Segment(0, r.gdt_base, r.gdt_limit, 0))
         self.set_segment(at.IDT, Segment(0, r.idt_base, r.idt_limit, 0))
         for index, value in ((0, r.cr0 | 0x10), (2, r.cr2), (3, r.cr3), (4, r.cr4)):
@@ -126,3 +129,13 @@ class CpuState:
             self.u64[cr], self.u64[cr + 3], self.u64[cr + 4], self.u64[at.EFER >> 3],
             self.u64[at.EFLAGS >> 3], self.u32[at.HFLAGS >> 2] & 3,
         )  # fmt: skip
+
+
+def _usable_tss(tr: Segment) -> Segment:
+    """The task register as the library keeps it: not busy, and a TSS in any case.
+
+    Where it needs one and finds none it ends the process, so what is none is one of no length, whose use is a #TS.
+    """
+    if tr.access & _TSS_BITS == _TSS:
+        return Segment(tr.selector, tr.base, tr.limit, tr.access & ~_TSS_BUSY)
+    return Segment(tr.selector, tr.base, 0, _TSS)

@@ -39,6 +39,7 @@ INSN_CPUID: Final = 113
 CPU_SKYLAKE_CLIENT: Final = 21
 """A model whose features are those the library can translate, and all of them."""
 
+_CTL_USE_EXITS: Final = 4
 _CTL_CPU_MODEL: Final = 7
 _CTL_TB_FLUSH: Final = 10
 _CTL_TLB_FLUSH: Final = 11
@@ -112,7 +113,6 @@ class Library:
 
     def emu_start(self, uc: int, rip: int, count: int = 0) -> int:
         """Run from `rip` until a stop (after `count` instructions, where given); return the error."""
-        # `until` is 0: any other value makes the library translate a block anew after each stop.
         error: int = self._start(uc, rip, 0, 0, count)
         return error
 
@@ -131,6 +131,9 @@ class Library:
         self.check(self._short.uc_open(ARCH_X86, MODE_64, byref(uc)), "uc_open")
         assert uc.value is not None
         self._control(uc.value, _CTL_CPU_MODEL, CPU_SKYLAKE_CLIENT)
+        # A list of addresses to stop at, which stays empty, in place of `emu_start`'s `until`: that is an
+        # address in any case, and 0 is one too, at which code could not run.
+        self._control(uc.value, _CTL_USE_EXITS, 1)
         self.flush_tlb(uc.value)  # the CPU is made by the first call that needs it; before, its pointer is null
         return uc.value
 
