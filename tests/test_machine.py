@@ -452,6 +452,20 @@ def test_timers_fire_by_themselves_once_the_machine_has_started() -> None:
     assert not any(thread.name == "iobus-timers" for thread in threading.enumerate())
 
 
+def test_a_deadline_beyond_what_a_thread_can_sleep_is_only_far_away() -> None:
+    """A guest may ask for any time: timers that are nearer fire all the same."""
+    with Machine() as machine:
+        fired = threading.Event()
+        with machine.lock:
+            machine.clock.timer(lambda: None).arm(1 << 80)
+        machine.started()
+        for _ in range(2):
+            with machine.lock:
+                machine.clock.timer(fired.set).arm(machine.clock.now() + 10_000_000)
+            assert fired.wait(5)
+            fired.clear()
+
+
 def test_a_timer_that_raises_ends_the_run() -> None:
     """`run` raises `TimerError` with the timer's name and the cause; other timers go on."""
 

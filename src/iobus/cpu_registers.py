@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from iobus.state import State
+from iobus.state import U16, U32, U64, State
 
 GPRS: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
                "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")  # fmt: skip
@@ -36,11 +36,11 @@ RFLAGS_AC: Final = 1 << 18
 class Segment(State):
     """A segment register with its hidden part (Intel SDM vol. 3A, sections 3.4.3 and 3.4.5)."""
 
-    selector: int = 0
-    base: int = 0
-    limit: int = 0xFFFF
+    selector: U16 = 0
+    base: U64 = 0
+    limit: U32 = 0xFFFF
     """In bytes, granularity applied."""
-    access: int = 0x93
+    access: U16 = 0x93
     """Descriptor bits 40-47 in bits 0-7 and 52-55 in bits 12-15 (the access rights of SDM section 25.4.1)."""
 
 
@@ -48,24 +48,24 @@ class Segment(State):
 class Registers(State):
     """What a CPU has at reset unless told otherwise (SDM vol. 3A, table 10-1)."""
 
-    rax: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rbx: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rip: int = 0xFFF0
-    rflags: int = 2
+    rax: U64 = 0
+    rcx: U64 = 0
+    rdx: U64 = 0
+    rbx: U64 = 0
+    rsp: U64 = 0
+    rbp: U64 = 0
+    rsi: U64 = 0
+    rdi: U64 = 0
+    r8: U64 = 0
+    r9: U64 = 0
+    r10: U64 = 0
+    r11: U64 = 0
+    r12: U64 = 0
+    r13: U64 = 0
+    r14: U64 = 0
+    r15: U64 = 0
+    rip: U64 = 0xFFF0
+    rflags: U64 = 2
     es: Segment = dataclasses.field(default_factory=Segment)
     cs: Segment = dataclasses.field(default_factory=lambda: Segment(0xF000, 0xFFFF0000, 0xFFFF, 0x9B))
     ss: Segment = dataclasses.field(default_factory=Segment)
@@ -74,15 +74,15 @@ class Registers(State):
     gs: Segment = dataclasses.field(default_factory=Segment)
     ldt: Segment = dataclasses.field(default_factory=lambda: Segment(access=0x82))
     tr: Segment = dataclasses.field(default_factory=lambda: Segment(access=0x8B))
-    gdt_base: int = 0
-    gdt_limit: int = 0xFFFF
-    idt_base: int = 0
-    idt_limit: int = 0xFFFF
-    cr0: int = 0x60000010
-    cr2: int = 0
-    cr3: int = 0
-    cr4: int = 0
-    efer: int = 0
+    gdt_base: U64 = 0
+    gdt_limit: U16 = 0xFFFF
+    idt_base: U64 = 0
+    idt_limit: U16 = 0xFFFF
+    cr0: U64 = 0x60000010
+    cr2: U64 = 0
+    cr3: U64 = 0
+    cr4: U64 = 0
+    efer: U64 = 0
 
     @property
     def cpl(self) -> int:

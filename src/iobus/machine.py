@@ -327,7 +327,7 @@ class _Ticker:
                 deadline = clock.next_deadline()
             timeout = None
             if deadline is not None:
-                timeout = max(0, deadline - clock.now()) / 1e9
+                timeout = min(max(0, deadline - clock.now()) / 1e9, threading.TIMEOUT_MAX)
                 self._sleeps_until = deadline
             self._wakeup.wait(timeout)
             self._wakeup.clear()

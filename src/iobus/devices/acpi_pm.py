@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U16, Range, State, Stateful
 
 PM_TIMER_HZ: Final = 3_579_545
 """Section 4.8.2.1: 3.579545 MHz."""
@@ -50,13 +50,13 @@ _NS: Final = 1_000_000_000
 class AcpiPmState(State):
     """The registers; the timer itself is a function of the time."""
 
-    pm1_sts: int = 0
+    pm1_sts: U16 = 0
     """Without TMR_STS, which follows from `tmr_half`."""
-    pm1_en: int = 0
-    pm1_cnt: int = 0
+    pm1_en: U16 = 0
+    pm1_cnt: U16 = 0
     """BM_RLD and SLP_TYP."""
-    tmr_half: int = 0
-    """Half periods (2**31 counts) of the PM timer that had begun when TMR_STS was last cleared."""
+    tmr_half: Annotated[int, Range(0, 1 << 23)] = 0
+    """Half periods (2**31 counts) of the PM timer that had begun when TMR_STS was last cleared; 2**23 are 160 years."""
 
 
 class AcpiPm(Stateful, Device):

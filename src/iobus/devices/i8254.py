@@ -13,12 +13,12 @@ leaves OUT high; BCD digits above 9 carry into the next one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U8, U16, Range, State, StateError, Stateful, Time
 
 HZ: Final = 1_193_182
 NS: Final = 1_000_000_000
@@ -31,31 +31,35 @@ POWER_ON_CONTROL: Final = 0x30
 class CounterState(State):
     """One counter. Pulse numbers count CLK since the clock was made."""
 
-    control: int = POWER_ON_CONTROL
+    control: Annotated[int, Range(0, 0x3F)] = POWER_ON_CONTROL
     """RW, M and BCD as last written: bits 5-0 of the control word."""
-    cr: int = 0
+    cr: U16 = 0
     """The count register: what is loaded next, as written."""
-    low: int | None = None
+    low: U8 | None = None
     """The first byte of a two-byte count whose second has not come."""
     written: bool = False
     """Whether a count has come since the control word."""
     null: bool = True
     """NULL COUNT: `cr` has not been loaded."""
     gate: bool = True
-    initial: int = 0
+    initial: Annotated[int, Range(0, 0x10000)] = 0
     """The count last loaded into the counting element, 1-65536; 0 when none was since the control word."""
-    origin: int = 0
+    origin: Time = 0
     """The pulse that loaded `initial` (in mode 3, that began or would have begun its high half)."""
-    frozen: int | None = None
+    frozen: Time | None = None
     """How many pulses past `origin` the counting stands still; None while it goes on."""
-    load_at: int | None = None
+    load_at: Time | None = None
     """The pulse that will load `cr`."""
     at_reload: bool = False
     """Whether `load_at` is where the counter reloads by itself: a gate that stops it prevents that."""
     read_high: bool = False
     """Whether the next read of a two-byte count gives the high byte."""
-    count_latch: int | None = None
-    status_latch: int | None = None
+    count_latch: U16 | None = None
+    status_latch: U8 | None = None
+
+    def check(self) -> None:
+        if self.at_reload and not self.initial:
+            raise StateError("CounterState.at_reload: a counter that has no count does not reload by itself")
 
 
 @dataclass
@@ -65,7 +69,7 @@ class PitState(State):
     counters: list[CounterState] = field(
         default_factory=lambda: [CounterState(), CounterState(), CounterState(gate=False)]
     )
-    seen: int = 0
+    seen: Time = 0
     """The pulse up to which the line has followed counter 0's OUT."""
     output: bool = False
     """The level that counter 0 drives its line to."""

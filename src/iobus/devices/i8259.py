@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
-from iobus.state import State, Stateful
+from iobus.state import U8, Range, State, Stateful
 
 # ICW1 and ICW4, bits.
 IC4: Final = 0x01
@@ -58,21 +58,21 @@ FLOATING: Final = 0xFF
 class ChipState(State):
     """One 8259A."""
 
-    pins: int = 0
+    pins: U8 = 0
     """The levels at IR0-IR7."""
-    edges: int = 0
+    edges: U8 = 0
     """Edge-triggered inputs whose rising edge waits for its acknowledge."""
-    elcr: int = 0
-    isr: int = 0
-    imr: int = 0
-    icw1: int = 0
-    icw2: int = 0
-    icw3: int = 0
+    elcr: U8 = 0
+    isr: U8 = 0
+    imr: U8 = 0
+    icw1: U8 = 0
+    icw2: U8 = 0
+    icw3: U8 = 0
     """Master: the inputs that have slaves. Slave: its identity."""
-    icw4: int = 0
-    expect: int = 1
+    icw4: U8 = 0
+    expect: Annotated[int, Range(0, 4)] = 1
     """The number of the initialisation command word that comes next; 0 when all have come."""
-    lowest: int = 7
+    lowest: Annotated[int, Range(0, 7)] = 7
     """The level of lowest priority: what rotation moves."""
     special_mask: bool = False
     rotate_in_aeoi: bool = False

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from iobus.bus import Device
-from iobus.state import State, Stateful
+from iobus.state import U8, State, Stateful
 
 
 @dataclass
 class PostState(State):
     """The 16 bytes."""
 
-    latches: list[int] = field(default_factory=lambda: [0] * 16)
+    latches: list[U8] = field(default_factory=lambda: [0] * 16)
 
 
 class Post(Stateful, Device):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
-from iobus.state import State, Stateful
+from iobus.state import Range, State, Stateful
 
 SYS_RST: Final = 1 << 1
 RST_CPU: Final = 1 << 2
@@ -26,7 +26,7 @@ ALT_A20_GATE: Final = 1 << 1
 class ResetControlState(State):
     """What RST_CNT holds."""
 
-    rst_cnt: int = 0
+    rst_cnt: Annotated[int, Range(0, SYS_RST | RST_CPU | FULL_RST)] = 0
 
 
 class ResetControl(Stateful, Device):
@@ -61,7 +61,7 @@ class ResetControl(Stateful, Device):
 class SystemControlAState(State):
     """What PORT92 holds."""
 
-    port92: int = 0
+    port92: Annotated[int, Range(0, INIT_NOW | ALT_A20_GATE)] = 0
 
 
 class SystemControlA(Stateful, Device):

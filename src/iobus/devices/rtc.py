@@ -19,7 +19,7 @@ from typing import Final
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U8, State, Stateful, Time
 
 SECONDS: Final = 0x00
 SECONDS_ALARM: Final = 0x01
@@ -77,15 +77,15 @@ DAY: Final = 86_400
 class RtcState(State):
     """The bytes, and where the divider stands. Times are ns of the clock."""
 
-    index: int = 0
+    index: U8 = 0
     """As last written, NMI mask included."""
-    data: list[int] = field(default_factory=lambda: [0] * 128)
+    data: list[U8] = field(default_factory=lambda: [0] * 128)
     """Registers and RAM; UIP and IRQF are computed."""
-    started: int | None = 0
+    started: Time | None = 0
     """When the divider began to count; None while it is held in reset."""
-    settled: int = 0
+    settled: Time = 0
     """The time up to which everything has happened."""
-    aborted: int | None = None
+    aborted: Time | None = None
     """The number of the update cycle, since `started`, that SET cut short or kept from beginning."""
 
 

@@ -7,12 +7,12 @@ NMI Status and Control Register"). The machine has no parity or IOCHK# errors: t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.devices.i8254 import HZ, NS, Pit
-from iobus.state import State, Stateful
+from iobus.state import Range, State, Stateful
 
 TIM_CNT2_EN: Final = 0x01
 SPKR_DAT_EN: Final = 0x02
@@ -29,7 +29,7 @@ REFRESH_PULSES: Final = 18
 class SystemControlBState(State):
     """The bits that were written."""
 
-    control: int = 0
+    control: Annotated[int, Range(0, WRITABLE)] = 0
 
 
 class SystemControlB(Stateful, Device):

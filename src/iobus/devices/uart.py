@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U8, U16, Length, Range, State, StateError, Stateful, Time
 
 CLOCK_HZ: Final = 1_843_200
 """The crystal of a PC's serial port: divisor 1 is 115200 baud."""
@@ -97,30 +97,34 @@ class UartState(State):
     In `rx` and `host` a character is its byte, with the LSR error bits it came with at bits 8-15.
     """
 
-    ier: int = 0
-    fcr: int = 0
-    lcr: int = 0
-    mcr: int = 0
-    lsr: int = THRE | TEMT
-    msr: int = CTS | DSR | DCD
-    scr: int = 0
-    dll: int = 12
-    dlm: int = 0
-    rbr: int = 0
+    ier: U8 = 0
+    fcr: U8 = 0
+    lcr: U8 = 0
+    mcr: U8 = 0
+    lsr: U8 = THRE | TEMT
+    msr: U8 = CTS | DSR | DCD
+    scr: U8 = 0
+    dll: U8 = 12
+    dlm: U8 = 0
+    rbr: U8 = 0
     """The last character read: what a read of an empty RBR shows."""
     thre_pending: bool = False
     timed_out: bool = False
     """The character time-out interrupt is due."""
-    rx: list[int] = field(default_factory=list)
-    rx_touched: int = 0
+    rx: Annotated[list[U16], Length(0, FIFO_SIZE)] = field(default_factory=list)
+    rx_touched: Time = 0
     """When a character last entered or left the receive FIFO, in ns."""
-    inputs: int = CTS | DSR | DCD
+    inputs: U8 = CTS | DSR | DCD
     """The modem lines as the host's end drives them, in MSR's positions."""
-    host: list[int] = field(default_factory=list)
-    host_at: int = 0
+    host: list[U16] = field(default_factory=list)
+    host_at: Annotated[int, Range(0, (1 << 63) - 1)] = 0
     """Index in `host` of the next character to arrive."""
-    wire_free: int = 0
+    wire_free: Time = 0
     """When the host's end has sent its last character, in ns: the next can follow."""
+
+    def check(self) -> None:
+        if self.host_at > len(self.host):
+            raise StateError(f"UartState.host_at: {self.host_at} of {len(self.host)} characters")
 
 
 class Uart(Stateful, Device):
