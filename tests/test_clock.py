@@ -76,6 +76,33 @@ def test_arming_anew_replaces_the_earlier_arming() -> None:
     assert fired == [25, 100]
 
 
+def test_arming_at_the_deadline_it_has_keeps_a_timers_place() -> None:
+    """Of equal deadlines the first armed fires first; arming anew loses the place only with another deadline between."""
+    clock = SteppedClock()
+    fired: list[str] = []
+    a, b, c = (clock.timer(lambda name=name: fired.append(name), name) for name in "abc")
+    for timer in (a, b, c):
+        timer.arm(10)
+    a.arm(10)
+    clock.advance(10)
+    assert fired == ["a", "b", "c"]
+    for timer in (a, b, c):
+        timer.arm(20)
+    a.arm(15)
+    a.arm(20)
+    b.cancel()
+    b.arm(20)
+    clock.advance(10)
+    assert fired[3:] == ["c", "a", "b"]
+    for timer in (c, b, a):
+        timer.arm(30)
+    c.arm(29)
+    c.arm(30)
+    b.arm(30)
+    clock.advance(10)
+    assert fired[6:] == ["b", "a", "c"]
+
+
 def test_a_periodic_timer_keeps_its_period() -> None:
     """A timer that arms itself for its next deadline fires at each of them in one `advance`."""
     clock = SteppedClock()

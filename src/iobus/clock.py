@@ -36,7 +36,11 @@ class Timer:
         return f"<Timer {self.name!r} {'idle' if self.deadline is None else f'at {self.deadline} ns'}>"
 
     def arm(self, deadline: int) -> None:
-        """Fire once at `deadline` (ns of the clock), instead of an earlier arming; soon if it is past."""
+        """Fire once at `deadline` (ns of the clock), instead of an earlier arming; soon if it is past.
+
+        Timers of one deadline fire in the order in which they were armed for it; arming a timer for the
+        deadline that it has changes nothing.
+        """
         if deadline != self.deadline:
             self._clock._arm(self, deadline)
 
