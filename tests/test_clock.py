@@ -77,7 +77,7 @@ def test_arming_anew_replaces_the_earlier_arming() -> None:
 
 
 def test_arming_at_the_deadline_it_has_keeps_a_timers_place() -> None:
-    """Of equal deadlines the first armed fires first; arming anew loses the place only with another deadline between."""
+    """Of equal deadlines the first armed fires first; a place is lost only by another deadline in between."""
     clock = SteppedClock()
     fired: list[str] = []
     a, b, c = (clock.timer(lambda name=name: fired.append(name), name) for name in "abc")
