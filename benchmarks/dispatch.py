@@ -9,13 +9,13 @@ No CPU engine is involved. The cost of the loop itself is subtracted.
 from __future__ import annotations
 
 import bisect
-import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any, Final
 
+from benchmarks.contest import Contender, contend, pass_over
 from benchmarks.device import SCRATCH, LeastDevice, MyDevice
 from benchmarks.report import Row
 from iobus.bus import Bus, Device
@@ -49,66 +49,24 @@ class _Effort:
     """In each round."""
 
 
-@dataclass(slots=True)
-class _Contender:
-    """One way of making the same accesses, and the best it did."""
-
-    accesses: int
-    access: Callable[[], int]
-    """Makes them; returns ns."""
-    empty: Callable[[], int]
-    """Runs through the same list and does nothing with it; returns ns."""
-    before: Callable[[], object] = lambda: None
-    best: int = 1 << 62
-    best_empty: int = 1 << 62
-
-    @property
-    def ns(self) -> float:
-        return (self.best - self.best_empty) / self.accesses
-
-
-def _contend(contenders: Sequence[_Contender], rounds: int) -> None:
-    """Let each have a turn in each round, so that what disturbs one disturbs all."""
-    for contender in contenders:  # the first turn builds what is remembered
-        contender.access()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for contender in contenders:
-                contender.before()
-                contender.best = min(contender.best, contender.access())
-                contender.best_empty = min(contender.best_empty, contender.empty())
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _finding(read: Read, addresses: list[int], before: Callable[[], object] = lambda: None) -> _Contender:
+def _finding(read: Read, addresses: list[int], before: Callable[[], object] = lambda: None) -> Contender:
     def access() -> int:
         start = perf_counter_ns()
         for address in addresses:
             read(address, _SIZE)
         return perf_counter_ns() - start
 
-    return _Contender(len(addresses), access, lambda: _pass_over(addresses), before)
+    return Contender(len(addresses), access, lambda: pass_over(addresses), before)
 
 
-def _bare(reads: list[Read]) -> _Contender:
+def _bare(reads: list[Read]) -> Contender:
     def access() -> int:
         start = perf_counter_ns()
         for read in reads:
             read(SCRATCH, _SIZE)
         return perf_counter_ns() - start
 
-    return _Contender(len(reads), access, lambda: _pass_over(reads))
-
-
-def _pass_over(items: Sequence[object]) -> int:
-    start = perf_counter_ns()
-    for _ in items:
-        pass
-    return perf_counter_ns() - start
+    return Contender(len(reads), access, lambda: pass_over(reads))
 
 
 def _compare(count: int, effort: _Effort) -> list[Row]:
@@ -127,7 +85,7 @@ def _compare(count: int, effort: _Effort) -> list[Row]:
         peers["intervaltree"] = _finding(TreeBus(devices).read, addresses)
     except ImportError:
         notes["intervaltree"] = "intervaltree is not installed"
-    _contend([iobus, *peers.values()], effort.rounds)
+    contend([iobus, *peers.values()], effort.rounds)
     name = f"dispatch, {count:,} device{'s' if count > 1 else ''}"
     rows = [
         Row("dispatch", name, "ns", peer_name, iobus.ns, peer.ns, goal=2.0 if peer_name == "bare call" else None)
@@ -142,7 +100,7 @@ def _least(count: int, effort: _Effort) -> Row:
     order = _order(count, effort.accesses)
     methods = [device.read for device in devices]
     iobus, bare = _finding(_iobus(devices).read, _addresses(order)), _bare([methods[index] for index in order])
-    _contend([iobus, bare], effort.rounds)
+    contend([iobus, bare], effort.rounds)
     return Row("dispatch", f"dispatch, {count:,} empty devices", "ns", "bare call", iobus.ns, bare.ns)
 
 
@@ -151,7 +109,7 @@ def _hot(count: int, effort: _Effort) -> Row:
     devices = [MyDevice() for _ in range(count)]
     among = _finding(_iobus(devices).read, _addresses([count // 2] * effort.accesses))
     alone = _finding(_iobus(devices[:1]).read, _addresses([0] * effort.accesses))
-    _contend([among, alone], effort.rounds)
+    contend([among, alone], effort.rounds)
     return Row("dispatch", f"one register of {count:,} devices", "ns", "bus of 1", among.ns, alone.ns, goal=1.0)
 
 
@@ -163,7 +121,7 @@ def _first(count: int, effort: _Effort) -> Row:
     addresses = _addresses(random.Random(_SEED).sample(range(count), count))
     iobus = _finding(bus.read, addresses, before=lambda: other.move(0))
     peer = _finding(BisectBus(devices).read, addresses)
-    _contend([iobus, peer], effort.rounds)
+    contend([iobus, peer], effort.rounds)
     return Row("dispatch", f"first access of {count:,} devices", "ns", "bisect", iobus.ns, peer.ns)
 
 

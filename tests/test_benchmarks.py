@@ -1,6 +1,6 @@
 """The benchmarks run, and their JSON has the shape that docs/benchmarks.md promises. Never their times.
 
-`dispatch` and `mmio` with `--quick`, as a user runs them; the others boot whole guests.
+`dispatch`, `mmio` and `registers` with `--quick`, as a user runs them; the others boot whole guests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """The table and the JSON of one quick run."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
-    done = run("dispatch", "mmio", "--quick", "--json", str(file))
+    done = run("dispatch", "mmio", "registers", "--quick", "--json", str(file))
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(file.read_text())
 
@@ -46,7 +46,7 @@ def test_every_row_compares_or_says_why_not(quick: tuple[str, dict[str, Any]]) -
     """A row has both sides and their ratio, or a note."""
     _, result = quick
     for row in result["rows"]:
-        assert row["benchmark"] in ("dispatch", "mmio")
+        assert row["benchmark"] in ("dispatch", "mmio", "registers")
         assert row["name"]
         assert row["peer_name"]
         assert row["unit"] == "ns"
@@ -59,7 +59,9 @@ def test_every_row_compares_or_says_why_not(quick: tuple[str, dict[str, Any]]) -
 
 
 def test_each_peer_has_its_row(quick: tuple[str, dict[str, Any]]) -> None:
-    """Dispatch is held beside the bare call, the seed's search, bisect and intervaltree; MMIO beside the binding."""
+    """Dispatch is held beside the bare call, the seed's search, bisect and intervaltree; MMIO beside the binding;
+    registers beside the device written by hand.
+    """
     _, result = quick
     peers: dict[str, list[str]] = {}
     for row in result["rows"]:
@@ -68,6 +70,8 @@ def test_each_peer_has_its_row(quick: tuple[str, dict[str, Any]]) -> None:
         assert sorted(peers[name]) == ["bare call", "bisect", "intervaltree", "linear"]
     for name in ("MMIO read from a guest", "MMIO write from a guest"):
         assert peers[name] == ["unicorn mmio_map"]
+    for name in ("register read", "register write"):
+        assert peers[name] == ["written by hand"]
 
 
 def test_table_has_a_line_for_each_row(quick: tuple[str, dict[str, Any]]) -> None:
@@ -84,5 +88,5 @@ def test_unknown_benchmark_is_refused() -> None:
     """One line that names it, status 2, and nothing is run."""
     done = run("dispach")
     assert done.returncode == 2
-    assert "no benchmark 'dispach'; there are dispatch, mmio, guest, boot" in done.stderr
+    assert "no benchmark 'dispach'; there are dispatch, mmio, registers, guest, boot" in done.stderr
     assert not done.stdout

@@ -70,6 +70,7 @@ class _Masks:
             return sum(mask for mask, access in register.pieces() if wanted(access))
 
         self.visible = where(lambda access: access.readable or access == RES1)
+        self.always_0 = where(lambda access: not access.keeps and access != RES1)
         self.read_clears = where(lambda access: access.on_read is OnRead.CLEARS)
         self.read_sets = where(lambda access: access.on_read is OnRead.SETS)
         self.stores = where(lambda access: access.on_write is OnWrite.STORES)
@@ -311,20 +312,21 @@ def _part_writer(part: Part, updates: bool) -> Writer:
     if bits or hooks:
         return _full_writer(part, hooks, updates)
     stores, ones, zeros = masks.stores & mask, masks.one_sets & mask, masks.one_clears & mask
-    keeps, takes = (1 << slot.register.width) - 1 & ~stores, stores | ones
+    whole = (1 << slot.register.width) - 1
+    keeps, takes = whole & ~stores, stores | ones
 
-    if takes == (1 << slot.register.width) - 1 == stores and not shift:
+    # The common registers first: nothing but stored bits, nothing but write-1-to-clear bits, no shift.
+    if stores == takes and not shift and not keeps & ~masks.always_0:
 
         def write(bank: RegisterBank[Any], value: int) -> None:
             bank.state.registers[index] = value & takes
             if updates:
                 bank.update()
 
-    elif not zeros and not shift:
+    elif not takes and not shift:
 
         def write(bank: RegisterBank[Any], value: int) -> None:
-            values = bank.state.registers
-            values[index] = values[index] & keeps | value & takes
+            bank.state.registers[index] &= ~(value & zeros)
             if updates:
                 bank.update()
 
