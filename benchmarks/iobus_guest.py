@@ -12,7 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
-from iobus.boot.linux import LinuxKernel, e820, read_initrd
+from iobus.boot.handover import e820
+from iobus.boot.linux import LinuxKernel, read_initrd
 from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.pc import layout

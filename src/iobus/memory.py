@@ -81,6 +81,19 @@ class Memory:
         """Write a little-endian value of `size` bytes at `gpa`."""
         self.write(gpa, value.to_bytes(size, "little"))
 
+    def zero(self, gpa: int, length: int) -> None:
+        """Zero `length` bytes from `gpa`: all, or nothing and `MemoryRangeError`. Whole pages are given back."""
+        for slot, start, count in self._pieces(gpa, length):
+            first, last = -(-start // PAGE_SIZE) * PAGE_SIZE, (start + count) // PAGE_SIZE * PAGE_SIZE
+            if first < last:
+                slot.buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
+            else:
+                first = last = start + count
+            slot.view[start:first] = bytes(first - start)
+            slot.view[last : start + count] = bytes(start + count - last)
+        if self.on_write is not None and length:
+            self.on_write(gpa, length)
+
     def clear(self) -> None:
         """Zero all RAM, as at power-on."""
         for slot in self.slots:

@@ -1,15 +1,15 @@
-"""How Linux gets in: a bzImage by the 64-bit boot protocol. `LinuxKernel.read`, then `load`.
+"""How Linux gets in: a bzImage by the 64-bit or the 32-bit boot protocol. `LinuxKernel.read`, then `load`.
 
 Stands above `memory` and `pc.layout`, knows no engine: `load` writes the guest's RAM and returns an
 `EntryState`, the registers a vCPU must have at the kernel's first instruction. Field names and
 offsets are those of the kernel's Documentation/arch/x86/boot.rst ("The Linux/x86 Boot Protocol")
-and zero-page.rst.
+and zero-page.rst. A kernel with a 64-bit entry is entered there, another by the 32-bit protocol.
 
 What is written, lowest address first::
 
     0x10000   boot_params (the "zero page")
     0x11000   GDT
-    0x12000   page tables: the first 4 GiB, virtual = physical, in 2 MiB pages
+    0x12000   page tables: the first 4 GiB, virtual = physical, in 2 MiB pages (64-bit protocol)
     0x20000   end of the stack; from here the command line
     pref      the kernel (usually 16 MiB), which needs init_size bytes from there
     top       the initrd, as high as initrd_addr_max and RAM allow
@@ -18,15 +18,14 @@ What is written, lowest address first::
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
-from iobus.bus import IobusError
-from iobus.cpu_registers import Registers, Segment
+from iobus.boot.handover import E820_RAM, BootError, E820Entry, read_file
+from iobus.cpu_registers import CR0_PE, Registers, Segment
 from iobus.memory import PAGE_SIZE, Memory
 from iobus.pc import layout
 
@@ -35,9 +34,6 @@ GDT: Final = 0x11000
 PAGE_TABLES: Final = 0x12000
 STACK_END: Final = 0x20000
 COMMAND_LINE: Final = 0x20000
-
-E820_RAM: Final = 1
-E820_RESERVED: Final = 2
 
 BOOT_CS: Final = 0x10
 BOOT_DS: Final = 0x18
@@ -69,19 +65,6 @@ _LOADED_HIGH: Final = 1 << 0  # of loadflags
 _XLF_KERNEL_64: Final = 1 << 0  # of xloadflags
 
 
-class BootError(IobusError):
-    """A guest that cannot be booted: one sentence with the file, the value and what would be right."""
-
-
-class E820Entry(NamedTuple):
-    """One range of the memory map that the guest is given."""
-
-    base: int
-    size: int
-    kind: int
-    """`E820_RAM` or `E820_RESERVED`; ACPI specification, section 15, has the other values."""
-
-
 @dataclass(frozen=True, slots=True)
 class EntryState:
     """A vCPU at the kernel's entry. What is not here is zero, and interrupts are off."""
@@ -94,7 +77,7 @@ class EntryState:
     gdt_base: int
     gdt_limit: int
     cs: int = BOOT_CS
-    """A 64-bit code segment, base 0, execute/read; its descriptor is in the GDT."""
+    """A code segment, base 0, execute/read, of 64 or 32 bits as `efer` says; its descriptor is in the GDT."""
     ds: int = BOOT_DS
     """DS, ES and SS: a data segment, base 0, limit 4 GiB, read/write."""
     rflags: int = 0x2
@@ -103,38 +86,27 @@ class EntryState:
     cr4: int = 0x20
     """PAE."""
     efer: int = 0x500
-    """LMA, LME."""
+    """LMA, LME; 0 at a 32-bit entry."""
 
     def registers(self) -> Registers:
         """Return the registers a vCPU starts with."""
         data = Segment(self.ds, 0, 0xFFFFFFFF, 0xC093)
         return Registers(
             rip=self.rip, rsi=self.rsi, rsp=self.rsp, rflags=self.rflags,
-            cs=Segment(self.cs, 0, 0xFFFFFFFF, 0xA09B), ds=data, es=data, ss=data,
+            cs=Segment(self.cs, 0, 0xFFFFFFFF, 0xA09B if self.efer else 0xC09B), ds=data, es=data, ss=data,
             gdt_base=self.gdt_base, gdt_limit=self.gdt_limit,
             cr0=self.cr0, cr3=self.cr3, cr4=self.cr4, efer=self.efer,
         )  # fmt: skip
 
 
-def e820(memory: Memory) -> list[E820Entry]:
-    """Return the PC's memory map: all RAM is usable but the EBDA and the BIOS area with ACPI's tables."""
-    low_end = layout.VGA_HOLE[0]
-    reserved = [
-        E820Entry(layout.EBDA, low_end - layout.EBDA, E820_RESERVED),
-        E820Entry(layout.ACPI_TABLES, _MEBIBYTE - layout.ACPI_TABLES, E820_RESERVED),
-    ]
-    usable = []
-    for slot in memory.slots:
-        end = slot.base + slot.size
-        for start, stop in ((slot.base, min(end, layout.EBDA)), (max(slot.base, _MEBIBYTE), end)):
-            if start < stop:
-                usable.append(E820Entry(start, stop - start, E820_RAM))
-    return sorted(usable + reserved)
+def is_bzimage(data: bytes) -> bool:
+    """Whether a file has the boot flag and signature of a Linux kernel."""
+    return data[_BOOT_FLAG : _BOOT_FLAG + 2] == b"\x55\xaa" and data[_HEADER : _HEADER + 4] == b"HdrS"
 
 
 def read_initrd(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of an initrd file. Raises `BootError`."""
-    data = _read(Path(path), "initrd")
+    data = read_file(path, "initrd")
     if not data:
         raise BootError(f"initrd {path} is empty; give a cpio archive, compressed or not")
     return data
@@ -157,17 +129,22 @@ class LinuxKernel:
     init_size: int
     cmdline_size: int
     initrd_addr_max: int
+    is_64bit: bool
+    """Whether there is a 64-bit entry (XLF_KERNEL_64)."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
         """Read and check a kernel file. Raises `BootError`."""
-        path = Path(path)
-        data = _read(path, "kernel")
+        return cls.parse(read_file(path, "kernel"), Path(path))
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path) -> Self:
+        """Check a kernel file's bytes. Raises `BootError`."""
         if len(data) < _HEADER + 4:
             raise BootError(f"kernel {path} is only {len(data)} bytes long; give a Linux bzImage (/boot/vmlinuz-...)")
         (boot_flag,) = struct.unpack_from("<H", data, _BOOT_FLAG)
         magic = data[_HEADER : _HEADER + 4]
-        if boot_flag != 0xAA55 or magic != b"HdrS":
+        if not is_bzimage(data):
             kind = ", it is an ELF file such as vmlinux" if data.startswith(b"\x7fELF") else ""
             raise BootError(
                 f"kernel {path} is no Linux bzImage{kind}: it has boot flag {boot_flag:#06x} and signature {magic!r}, "
@@ -177,16 +154,15 @@ class LinuxKernel:
         if len(data) < 1024:
             raise BootError(f"kernel {path} is truncated: it ends at {len(data)} bytes, inside its setup header")
         version = (data[0x207], data[0x206])
-        if version < (2, 12):
+        if version < (2, 10):
             raise BootError(
                 f"kernel {path} speaks boot protocol {version[0]}.{version[1]:02}; "
-                "2.12 (Linux 3.8) or newer is needed to enter it in 64-bit mode"
+                "2.10 (Linux 2.6.31) or newer is needed, which says what room the kernel wants"
             )
         loadflags, (xloadflags,) = data[0x211], struct.unpack_from("<H", data, 0x236)
-        if not xloadflags & _XLF_KERNEL_64 or not loadflags & _LOADED_HIGH:
+        if not loadflags & _LOADED_HIGH:
             raise BootError(
-                f"kernel {path} has no 64-bit entry (xloadflags {xloadflags:#x}, loadflags {loadflags:#x}); "
-                "give an x86-64 bzImage, with XLF_KERNEL_64 and LOADED_HIGH set"
+                f"kernel {path} is a zImage (loadflags {loadflags:#x}); give a bzImage, with LOADED_HIGH set"
             )
         image_at = ((data[0x1F1] or 4) + 1) * 512
         (paragraphs,) = struct.unpack_from("<I", data, 0x1F4)
@@ -208,6 +184,7 @@ class LinuxKernel:
             init_size=init_size,
             cmdline_size=cmdline_size,
             initrd_addr_max=initrd_addr_max,
+            is_64bit=version >= (2, 12) and bool(xloadflags & _XLF_KERNEL_64),
         )
 
     def load(
@@ -259,8 +236,14 @@ class LinuxKernel:
         if initrd:
             memory.write(initrd_at, initrd)
 
-        gdt = struct.pack("<QQQQ", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
+        code = 0x00AF9B000000FFFF if self.is_64bit else 0x00CF9B000000FFFF
+        gdt = struct.pack("<QQQQ", 0, 0, code, 0x00CF93000000FFFF)
         memory.write(GDT, gdt)
+        if not self.is_64bit:  # paging off; EBP, EDI and EBX must be 0
+            return EntryState(
+                rip=at, rsi=BOOT_PARAMS, rsp=STACK_END, cr3=0, gdt_base=GDT, gdt_limit=len(gdt) - 1,
+                cr0=CR0_PE | 0x10, cr4=0, efer=0,
+            )  # fmt: skip
         memory.write(PAGE_TABLES, _identity_map(PAGE_TABLES))
         return EntryState(
             rip=at + 0x200, rsi=BOOT_PARAMS, rsp=STACK_END, cr3=PAGE_TABLES, gdt_base=GDT, gdt_limit=len(gdt) - 1
@@ -302,20 +285,6 @@ class LinuxKernel:
                 f"{self.initrd_addr_max:#x}, is {largest} bytes; give a smaller initrd or more memory"
             )
         return best
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BootError(f"{what} {path} is no regular file; give a file")
-            return file.read()
-    except IsADirectoryError:
-        raise BootError(f"{what} {path} is a directory; give the file in it") from None
-    except FileNotFoundError:
-        raise BootError(f"{what} {path} does not exist; give the path of a file") from None
-    except OSError as exc:
-        raise BootError(f"{what} {path} cannot be read ({exc.strerror}); give a file that can") from exc
 
 
 def _without(ranges: Sequence[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
