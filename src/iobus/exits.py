@@ -66,6 +66,14 @@ class ResetExit:
 
 
 @dataclass(frozen=True, slots=True)
+class DebugExit:
+    """The guest ended its run at the debug exit port, as bare-metal tests do."""
+
+    code: int
+    """What it wrote, 0-0xFFFFFFFF; by custom 0 is success."""
+
+
+@dataclass(frozen=True, slots=True)
 class KickExit:
     """`kick()` was called: the caller asked for the CPU back."""
 
@@ -77,7 +85,7 @@ class TimeoutExit:
     seconds: float
 
 
-Exit = MmioExit | PioExit | HltExit | ShutdownExit | PowerOffExit | ResetExit | KickExit | TimeoutExit
+Exit = MmioExit | PioExit | HltExit | ShutdownExit | PowerOffExit | ResetExit | DebugExit | KickExit | TimeoutExit
 
 
 class EngineError(IobusError):

@@ -1,6 +1,6 @@
 """The command `iobus`: `main`, its arguments, and what every ending has in common.
 
-One file a subcommand: boot.py, demo.py, addressmap.py; they are imported when asked for, so that a
+One file a subcommand: boot.py, run.py, demo.py, addressmap.py; they are imported when asked for, so that a
 mistyped option is answered at once. What users read of it is docs/command.md.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Never
 
 from iobus.boot.debian import GuestUnavailableError
+from iobus.boot.handover import BootError
 from iobus.boot.initrd import InitrdError
-from iobus.boot.linux import BootError
 from iobus.bus import DeviceError, IobusError
 from iobus.cli import values
 from iobus.cli.console import Terminated, signals_raise
@@ -28,6 +28,7 @@ from iobus.clock import TimerError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    status: int
     try:
         with signals_raise():
             options = _parser().parse_args(arguments)
@@ -80,22 +81,40 @@ def _parser() -> argparse.ArgumentParser:
     boot.set_defaults(run=_boot)
     boot.add_argument("--kernel", metavar="FILE", type=Path, help="a Linux bzImage (default: one from Debian)")
     boot.add_argument("--initrd", metavar="FILE", type=Path, help="the initial RAM disk")
-    boot.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
-    boot.add_argument("--engine", choices=("auto", "unicorn"), default="auto", help="what executes the guest")
-    boot.add_argument(
-        "--display", choices=("none", "text"), default="none", help="draw the guest's text screen in the terminal"
+
+    run = commands.add_parser(
+        "run",
+        help="run a bare-metal image, by what it is",
+        description="Run a bare-metal image by what the file is; Ctrl-A X leaves its console.",
     )
-    boot.add_argument(
-        "--unclaimed",
-        choices=("ones", "stop"),
-        default="ones",
-        help="an access that no device claims: reads as all ones (the default), or stops the guest",
+    run.set_defaults(run=_run)
+    run.add_argument("image", metavar="IMAGE", type=Path, nargs="?", help="bzImage, Multiboot 1 or 2, PVH or flat")
+    run.add_argument(
+        "--module",
+        metavar="FILE[,CMDLINE]",
+        action="append",
+        default=[],
+        help="load a file for the guest, such as an initrd; may be given more than once",
     )
-    boot.add_argument(
-        "--trace", metavar="FILE", nargs="?", const="", help="show each access, on standard error or in FILE"
-    )
-    boot.add_argument("--timeout", metavar="SECONDS", type=values.seconds, help="stop the guest after so long")
-    boot.add_argument("--no-reboot", action="store_true", help="leave when the guest resets the machine")
+    run.add_argument("--at", metavar="ADDR", type=values.address, help="IMAGE is a flat binary for this address")
+
+    for command in (boot, run):
+        command.add_argument(
+            "--display", choices=("none", "text"), default="none", help="draw the guest's text screen in the terminal"
+        )
+        command.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
+        command.add_argument("--engine", choices=("auto", "unicorn"), default="auto", help="what executes the guest")
+        command.add_argument(
+            "--unclaimed",
+            choices=("ones", "stop"),
+            default="ones",
+            help="an access that no device claims: reads as all ones (the default), or stops the guest",
+        )
+        command.add_argument(
+            "--trace", metavar="FILE", nargs="?", const="", help="show each access, on standard error or in FILE"
+        )
+        command.add_argument("--timeout", metavar="SECONDS", type=values.seconds, help="stop the guest after so long")
+        command.add_argument("--no-reboot", action="store_true", help="leave when the guest resets the machine")
 
     demo = commands.add_parser(
         "demo", help="boot Linux with an example device", description="Boot Linux with an example device."
@@ -128,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("trace", metavar="TRACE.jsonl", type=Path, help="what iobus boot --trace TRACE.jsonl wrote")
     report.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help="the page to write")
 
-    for command in (boot, map_):
+    for command in (boot, run, map_):
         command.add_argument(
             "--memory", metavar="SIZE", type=values.memory_size, default=256 << 20, help="RAM (default: 256M)"
         )
@@ -138,33 +157,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _boot(options: argparse.Namespace) -> tuple[Status, str]:
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that `boot` and `run` share."""
+    return {
+        "append": options.append,
+        "memory": options.memory,
+        "engine": options.engine,
+        "devices": [DeviceSpec.parse(text) for text in options.device],
+        "unclaimed": options.unclaimed,
+        "trace": options.trace,
+        "timeout": options.timeout,
+        "reboot": not options.no_reboot,
+        "display": options.display,
+    }
+
+
+def _boot(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.boot import BootOptions, boot
 
-    return boot(
-        BootOptions(
-            kernel=options.kernel,
-            initrd=options.initrd,
-            append=options.append,
-            memory=options.memory,
-            engine=options.engine,
-            devices=[DeviceSpec.parse(text) for text in options.device],
-            unclaimed=options.unclaimed,
-            trace=options.trace,
-            timeout=options.timeout,
-            reboot=not options.no_reboot,
-            display=options.display,
-        )
-    )
+    return boot(BootOptions(kernel=options.kernel, initrd=options.initrd, **_machine(options)))
 
 
-def _demo(_: argparse.Namespace) -> tuple[Status, str]:
+def _run(options: argparse.Namespace) -> tuple[int, str]:
+    from iobus.cli.run import RunOptions, run
+
+    return run(RunOptions(image=options.image, modules=options.module, at=options.at, **_machine(options)))
+
+
+def _demo(_: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.demo import demo
 
     return demo()
 
 
-def _replay(options: argparse.Namespace) -> tuple[Status, str]:
+def _replay(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.replay import replay_trace, write_test
 
     spec = DeviceSpec.parse(options.device)
@@ -173,19 +199,19 @@ def _replay(options: argparse.Namespace) -> tuple[Status, str]:
     return replay_trace(options.trace, spec, options.region)
 
 
-def _top(options: argparse.Namespace) -> tuple[Status, str]:
+def _top(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.top import top
 
     return top(options.pid)
 
 
-def _report(options: argparse.Namespace) -> tuple[Status, str]:
+def _report(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.report import write_report
 
     return write_report(options.trace, options.output)
 
 
-def _map(options: argparse.Namespace) -> tuple[Status, str]:
+def _map(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.addressmap import print_map
 
     print_map(memory=options.memory, devices=[DeviceSpec.parse(text) for text in options.device], svg=options.svg)

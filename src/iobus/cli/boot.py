@@ -1,7 +1,7 @@
 """`iobus boot`: a PC, its devices and a guest from the command's options, run until it ends.
 
-Above `pc/`, `boot/` and `engines/`. `Guest` is what is booted, `run` boots it and boots it again after
-a reset; `demo.py` uses both.
+Above `pc/`, `boot/` and `engines/`. `LinuxGuest` is what is booted; `session` makes the PC and runs a guest in it on
+the user's console, `run` boots a guest again after each reset. `run.py` and `demo.py` use them too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from iobus.boot import debian
+from iobus.boot.handover import e820
 from iobus.boot.initrd import busybox_initrd
-from iobus.boot.linux import LinuxKernel, e820, read_initrd
+from iobus.boot.linux import LinuxKernel, read_initrd
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
 from iobus.cli.display import TextDisplay
@@ -46,12 +48,10 @@ poweroff -f
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class BootOptions:
-    """The options of `iobus boot`."""
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The options of every command that runs a guest."""
 
-    kernel: Path | None
-    initrd: Path | None
     append: str
     memory: int
     engine: str
@@ -65,16 +65,31 @@ class BootOptions:
     """One of `DISPLAYS`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+@dataclass(frozen=True, kw_only=True)
+class BootOptions(MachineOptions):
+    """The options of `iobus boot`."""
+
+    kernel: Path | None
+    initrd: Path | None
+
+
+class Guest(Protocol):
     """What is booted: it can be loaded again after a reset."""
+
+    def load(self, pc: Pc) -> None:
+        """Write the guest into RAM and put the first vCPU at its entry. Raises `BootError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxGuest:
+    """A kernel with its initrd."""
 
     kernel: LinuxKernel
     initrd: bytes
     command_line: str
 
     def load(self, pc: Pc) -> None:
-        """Write the guest into RAM and put the first vCPU at its entry. Raises `BootError`."""
+        """As `Guest.load`."""
         memory = pc.machine.memory
         entry = self.kernel.load(
             memory,
@@ -86,20 +101,31 @@ class Guest:
         pc.machine.vcpus[0].registers = entry.registers()
 
 
-def boot(options: BootOptions) -> tuple[Status, str]:
+def boot(options: BootOptions) -> tuple[int, str]:
     """Boot by `options`; return the status and a sentence for standard error. Raises `IobusError`."""
     kernel = None if options.kernel is None else LinuxKernel.read(options.kernel)
     initrd = None if options.initrd is None else read_initrd(options.initrd)
-    text = options.display == "text"
-    console = TextDisplay() if text else Console()
+
+    def prepare(pc: Pc, console: Console) -> Guest:
+        data = initrd
+        if data is None:
+            data = shell_initrd(console.say) if kernel is None else b""
+        linux = kernel or LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
+        command_line = TEXT_COMMAND_LINE if options.display == "text" else COMMAND_LINE
+        return LinuxGuest(linux, data, f"{command_line} {options.append}".rstrip())
+
+    return session(options, prepare)
+
+
+def session(options: MachineOptions, prepare: Callable[[Pc, Console], Guest]) -> tuple[int, str]:
+    """Run a guest on the console; return the status and a sentence for standard error. Raises `IobusError`.
+
+    `prepare` gets the PC with the user's devices on it, and may attach more.
+    """
+    console = TextDisplay() if options.display == "text" else Console()
     with make_pc(options.memory, options.engine, console.output, console.say) as pc:
         attach_devices(pc, options.devices)
-        if initrd is None:
-            initrd = shell_initrd(console.say) if kernel is None else b""
-        if kernel is None:
-            kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress_to(console.say)))
-        command_line = TEXT_COMMAND_LINE if text else COMMAND_LINE
-        guest = Guest(kernel, initrd, f"{command_line} {options.append}".rstrip())
+        guest = prepare(pc, console)
         guest.load(pc)
         with Monitor(pc, console.say), tracing(pc.machine, options.trace, console.say), console.open(pc):
             exit = run(

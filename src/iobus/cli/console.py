@@ -102,6 +102,10 @@ class Console:
                 self.lost = exc
         self._stop()
 
+    def log(self, data: bytes) -> None:
+        """Show a guest's log, whose lines end with a newline alone, as `output` shows its serial line."""
+        self.output(data.replace(b"\n", b"\r\n") if self._raw else data)
+
     def say(self, line: str) -> None:
         """Show a line of our own on standard error, which may be the same terminal."""
         with self._lock, contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel
 from iobus.bus import Region
 from iobus.cli import demo_device
-from iobus.cli.boot import COMMAND_LINE, Guest, make_pc, progress_to, run
+from iobus.cli.boot import COMMAND_LINE, LinuxGuest, make_pc, progress_to, run
 from iobus.cli.console import STDOUT, Console
 from iobus.cli.demo_device import Scratch
 from iobus.cli.outcome import Status, describe, describe_lost
@@ -82,13 +82,13 @@ class _Screen(Console):
             super().output(self._form.format(text).encode())
 
 
-def demo() -> tuple[Status, str]:
+def demo() -> tuple[int, str]:
     """Run the demo; return the status and a sentence for standard error. Raises `IobusError`."""
 
     screen, device = _Screen(), Scratch()
     progress = progress_to(screen.say)
     kernel = LinuxKernel.read(debian.cloud_kernel(progress=progress))
-    guest = Guest(kernel, busybox_initrd(debian.busybox(progress=progress).read_bytes(), INIT), COMMAND_LINE)
+    guest = LinuxGuest(kernel, busybox_initrd(debian.busybox(progress=progress).read_bytes(), INIT), COMMAND_LINE)
     counts: Counter[Region] = Counter()
     with make_pc(MEMORY, "auto", screen.output, screen.say) as pc:
         machine = pc.machine

@@ -13,6 +13,7 @@ from iobus import bus, path, widths
 from iobus.bus import DeviceError, IobusError
 from iobus.clock import TimerError
 from iobus.exits import (
+    DebugExit,
     Exit,
     HltExit,
     KickExit,
@@ -44,11 +45,13 @@ class UsageError(IobusError):
     """Bad input: one line that names the value and what would be right."""
 
 
-def describe(exit: Exit, vcpu: VCPU) -> tuple[Status, str]:
+def describe(exit: Exit, vcpu: VCPU) -> tuple[int, str]:
     """Return the status of a run's end, and a sentence on it where it is not the guest's own wish."""
     match exit:
         case PowerOffExit() | ResetExit() | KickExit():
             return Status.OK, ""
+        case DebugExit(code):
+            return (code << 1 | 1) & 0xFF, ""
         case ShutdownExit(rip):
             return Status.TRIPLE_FAULT, f"triple fault at rip {rip:#x}: the CPU shut down"
         case TimeoutExit(seconds):

@@ -36,6 +36,17 @@ def memory_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; use 256M, 1G, ...") from None
 
 
+def address(text: str) -> int:
+    """An argparse type: a guest physical address below 4 GiB."""
+    try:
+        result = number(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+    if not 0 <= result < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address below 4 GiB; use 0x7C00, 1M, ...")
+    return result
+
+
 def seconds(text: str) -> float:
     """An argparse type: a time that is more than nothing and that can be waited for."""
     try:

@@ -133,6 +133,8 @@ _HEADER: Final = struct.Struct("<4sIBB6s8sI4sI")
 
 _RSDP: Final = struct.Struct("<8sB6sBIIQB3x")
 """Signature, Checksum, OEMID, Revision, RsdtAddress, Length, XsdtAddress, Extended Checksum (5.2.5.3)."""
+RSDP_SIZE: Final = _RSDP.size
+"""In bytes: what stands at the beginning of `tables`."""
 
 
 def _checksum(data: bytes) -> int:

@@ -19,6 +19,8 @@ PCI_MMIO: Final = (0xC0000000, 0xFEC00000)
 IOAPIC: Final = 0xFEC00000
 HPET: Final = 0xFED00000
 LAPIC: Final = 0xFEE00000
+TEST_MEMORY: Final = 0xFF000000
+"""Of the test device (`host_interface.py`)."""
 
 # I/O ports.
 PIC_MASTER: Final = 0x20
@@ -33,8 +35,18 @@ POST: Final = 0x80
 SYSTEM_CONTROL_A: Final = 0x92
 COM1: Final = 0x3F8
 RESET_CONTROL: Final = 0xCF9
+PCI_CONFIG: Final = 0xCF8
+"""CONFIG_ADDRESS, and 4 ports on CONFIG_DATA. The reset register lies within, as on a PC."""
 ACPI_PM: Final = 0x600
 """PM1a event block at +0 (4 bytes), PM1a control at +4 (2 bytes), PM timer at +8 (4 bytes)."""
+
+# I/O ports of what only emulators have (`host_interface.py`).
+TEST_PORTS: Final = 0xE0
+DEBUG_EXIT: Final = 0xF4
+DEBUG_CONSOLE: Final = 0x402
+FW_CFG: Final = 0x510
+TEST_LINES: Final = 0x2000
+SHUTDOWN: Final = 0x8900
 
 # ISA interrupt lines. Line n is 8259 input n and IOAPIC pin n, but the timer's is IOAPIC pin 2.
 IRQ_TIMER: Final = 0

@@ -32,7 +32,7 @@ from iobus.exits import PowerOffExit, ResetExit
 from iobus.irq import ApicBus, Gate, Line, Pin
 from iobus.machine import Engine, Machine
 from iobus.memory import PAGE_SIZE
-from iobus.pc import acpi, layout
+from iobus.pc import acpi, bios_data, layout
 from iobus.pc.keyboard import HostKeyboard
 
 MINIMUM_MEMORY: Final = 1 << 20
@@ -57,6 +57,8 @@ class Pc:
     ) -> None:
         if not MINIMUM_MEMORY <= memory <= MAXIMUM_MEMORY or memory % PAGE_SIZE:
             raise ValueError(f"memory of {memory} bytes: a PC has 1 MiB to 64 GiB, in whole pages of 4096 bytes")
+        self.memory_size: Final = memory
+        """RAM in bytes."""
         self.machine: Final = Machine(engine, cpus=cpus, clock=clock)
         self._add_ram(memory)
         machine = self.machine
@@ -89,6 +91,8 @@ class Pc:
             machine.clock,
         )  # fmt: skip
         self.keyboard: Final = HostKeyboard(self.i8042, machine)
+        for index, value in bios_data.cmos(memory, cpus).items():
+            self.rtc.set_cmos(index, value)
         self.acpi_pm: Final = AcpiPm(machine.clock, self.irq(layout.IRQ_SCI, "sci"), self._power_off)
 
         def replace(on: bool) -> None:
@@ -133,6 +137,13 @@ class Pc:
             raise ValueError(f"interrupt {number}: use 0 to {len(self.pins) - 1}, but not {layout.TIMER_GSI}")
         return self.pins[number].line(name)
 
+    def gsi(self, number: int, name: str = "") -> Line:
+        """Return a new line of IOAPIC pin `number`, 0-23, and of the 8259 input that goes with it.
+
+        As `irq` but for the timer: its line 0 is pin 2 here as there, and pin 2 alone is 2.
+        """
+        return self.pins[number].line(name)
+
     def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> None:
         """Attach a user's device to the memory-mapped I/O bus, having told it of the machine.
 
@@ -147,6 +158,8 @@ class Pc:
     def power_on(self) -> None:
         """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is."""
         self.machine.memory.write(layout.ACPI_TABLES, acpi.tables(len(self.machine.vcpus)))
+        for address, data in bios_data.pieces():
+            self.machine.memory.write(address, data)
         with self.machine.lock:
             self.lapics[0].virtual_wire()
             self.vga.text_mode()

@@ -1,0 +1,64 @@
+"""`iobus run`: a bare-metal image, booted by what the file is, in a PC with an emulator's conveniences.
+
+Stands beside `boot.py`, whose options and session it shares. What each kind of image gets and how it is entered is
+docs/guests.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iobus.boot.handover import Handover, Image, Module, e820
+from iobus.boot.image import read_image, read_module
+from iobus.cli.boot import Guest, MachineOptions, session
+from iobus.cli.console import Console
+from iobus.cli.outcome import UsageError
+from iobus.pc import acpi, host_interface, layout
+from iobus.pc.pc import Pc
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(MachineOptions):
+    """The options of `iobus run`."""
+
+    image: Path | None
+    modules: Sequence[str]
+    """Each FILE[,CMDLINE]."""
+    at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGuest:
+    """An image, with what it is handed."""
+
+    image: Image
+    modules: Sequence[Module]
+    command_line: str
+
+    def load(self, pc: Pc) -> None:
+        """As `Guest.load`."""
+        memory = pc.machine.memory
+        handover = Handover(
+            e820=e820(memory),
+            command_line=self.command_line,
+            modules=self.modules,
+            acpi_rsdp=memory.read(layout.ACPI_TABLES, acpi.RSDP_SIZE),
+            acpi_rsdp_address=layout.ACPI_TABLES,
+        )
+        pc.machine.vcpus[0].registers = self.image.load(memory, handover)
+
+
+def run(options: RunOptions) -> tuple[int, str]:
+    """Run by `options`; return the status and a sentence for standard error. Raises `IobusError`."""
+    if options.image is None:
+        raise UsageError("iobus run needs an IMAGE; see iobus run --help")
+    image = read_image(options.image, at=options.at)
+    guest = ImageGuest(image, [read_module(text) for text in options.modules], options.append)
+
+    def prepare(pc: Pc, console: Console) -> Guest:
+        host_interface.attach(pc, console.log)
+        return guest
+
+    return session(options, prepare)
