@@ -219,7 +219,7 @@ def test_without_a_terminal_the_text_comes_at_the_end(files: Files) -> None:
 
 def test_lines_of_ours_do_not_disturb_the_picture(files: Files) -> None:
     """A trace to the same terminal: the last line is the status line's, all come when the screen is left."""
-    kernel = files.kernel(UP + LOAD + CODES + POWER_OFF)
+    kernel = files.kernel(UP + CODES + LOAD + POWER_OFF)
     with terminal("boot", "--kernel", kernel, "--display", "text", "--unclaimed", "ones", "--trace") as it:
         it.wait_for(b"Ctrl-A X leaves  ")
         it.type(b"q")

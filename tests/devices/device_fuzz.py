@@ -186,7 +186,7 @@ class Rig:
         return device
 
     def _i8042(self) -> I8042:
-        device = I8042(self._line(), self._line(), lambda: None)
+        device = I8042(self._line(), self._line(), lambda: None, self.clock)
         self.bus.attach(device.data, 0x60)
         self.bus.attach(device.command, 0x64)
         self.events += [lambda rng: device.press(rng.randrange(1, 0x80)), lambda rng: device.move(rng.randrange(9), -3)]
