@@ -1,0 +1,86 @@
+"""The engine on the kernel's KVM: guest code runs on the CPU's own hardware virtualisation.
+
+`KvmEngine` is what a `Machine` is given. It owns the kernel's virtual machine and what its vCPUs share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from iobus.engines.kvm import abi, cpuid, ioctls
+from iobus.engines.kvm.cpu import KvmCpu
+from iobus.engines.kvm.ioctls import call
+from iobus.engines.kvm.vm import Vm
+from iobus.exits import EngineError
+from iobus.machine import Machine
+from iobus.vcpu import VCPU
+
+_IA32_APIC_BASE, _IA32_TSC_DEADLINE = 0x1B, 0x6E0
+
+
+class KvmEngine:
+    """Executes guest code with `/dev/kvm`. One engine serves one machine.
+
+    Raises `EngineError`, which says what to do, where KVM cannot be used.
+    """
+
+    name = "kvm"
+
+    def __init__(self) -> None:
+        self.vm: Final = Vm()
+        self.cpuid: Final = cpuid.supported(self.vm.system)
+        self.traps_msrs: Final = self._trap_msrs()
+        """Whether the MSRs of a LAPIC in Python reach it; Linux before 5.10 does not offer that."""
+        self.xsave_size: Final = max(self.vm.offers(ioctls.KVM_CAP_XSAVE2), ctypes.sizeof(abi.Xsave))
+        """Of a vCPU's FPU and vector state, in bytes."""
+        self._machine: Machine | None = None
+        self._cpus: list[KvmCpu] = []
+        self._closed = False
+
+    def attach(self, machine: Machine) -> None:
+        """Serve `machine`."""
+        if self._machine is not None:
+            raise EngineError("a KvmEngine serves one machine: make another for the next")
+        most = self.vm.offers(ioctls.KVM_CAP_MAX_VCPUS)
+        if len(machine.vcpus) > most:
+            raise EngineError(f"this KVM runs at most {most} vCPUs, not {len(machine.vcpus)}")
+        self._machine = machine
+
+    def executor(self, vcpu: VCPU) -> KvmCpu:
+        """Return what runs `vcpu`."""
+        cpu = KvmCpu(self, vcpu)
+        self._cpus.append(cpu)
+        return cpu
+
+    def reset(self) -> None:
+        """Return what INIT leaves as it is to power-on."""
+        for cpu in self._cpus:
+            cpu.power_on()
+
+    def close(self) -> None:
+        """Free the kernel's virtual machine."""
+        if self._closed:
+            return
+        self._closed = True
+        for cpu in self._cpus:
+            cpu.close()
+        self.vm.close()
+
+    def _trap_msrs(self) -> bool:
+        """Have accesses to the LAPIC's MSRs, and to those that nobody has, come out as exits."""
+        vm = self.vm
+        if not vm.offers(ioctls.KVM_CAP_X86_USER_SPACE_MSR) or not vm.offers(ioctls.KVM_CAP_X86_MSR_FILTER):
+            return False
+        # x2APIC's cannot be filtered: without a LAPIC in the kernel they are unknown to it, or invalid.
+        vm.enable(
+            ioctls.KVM_CAP_X86_USER_SPACE_MSR,
+            ioctls.KVM_MSR_EXIT_REASON_INVAL | ioctls.KVM_MSR_EXIT_REASON_UNKNOWN | ioctls.KVM_MSR_EXIT_REASON_FILTER,
+        )
+        denied = ctypes.create_string_buffer(8)  # a bit for each MSR, 0 for "ask"
+        both = ioctls.KVM_MSR_FILTER_READ | ioctls.KVM_MSR_FILTER_WRITE
+        filter = abi.MsrFilter()
+        for range_, msr in zip(filter.ranges, (_IA32_APIC_BASE, _IA32_TSC_DEADLINE), strict=False):
+            range_.flags, range_.nmsrs, range_.base, range_.bitmap = both, 1, msr, ctypes.addressof(denied)
+        call(vm.fd, ioctls.KVM_X86_SET_MSR_FILTER, filter)
+        return True
