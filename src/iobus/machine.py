@@ -39,6 +39,9 @@ class Engine(Protocol):
     def executor(self, vcpu: VCPU) -> Executor:
         """Return what runs `vcpu`."""
 
+    def reset(self) -> None:
+        """Return what `Executor.init` leaves as it is to power-on; nothing is running."""
+
     def close(self) -> None:
         """Free what the engine holds; nothing runs afterwards."""
 
@@ -169,6 +172,8 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.abandon()
             vcpu.executor.init()
+        if self.engine is not None:
+            self.engine.reset()
         if self._gang is not None:
             self._gang.reset()
         with self.lock:

@@ -24,6 +24,7 @@ from iobus.cli.console import Terminated, signals_raise
 from iobus.cli.devices import FORM, DeviceSpec
 from iobus.cli.outcome import Status, UsageError, describe_error, describe_lost
 from iobus.clock import TimerError
+from iobus.engines.names import ENGINES, IRQCHIPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
             "--display", choices=("none", "text"), default="none", help="draw the guest's text screen in the terminal"
         )
         command.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
-        command.add_argument("--engine", choices=("auto", "unicorn"), default="auto", help="what executes the guest")
+        command.add_argument("--engine", choices=ENGINES, default="auto", help="what executes the guest")
+        command.add_argument(
+            "--irqchip", choices=IRQCHIPS, help="KVM: where the interrupt controllers are (default: user)"
+        )
+        command.add_argument("--cpus", metavar="N", type=values.cpus, default=1, help="vCPUs (default: 1)")
         command.add_argument(
             "--unclaimed",
             choices=("ones", "stop"),
@@ -120,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="boot Linux with an example device", description="Boot Linux with an example device."
     )
     demo.set_defaults(run=_demo)
+
+    engines = commands.add_parser(
+        "engines", help="list the engines", description="Say which engines are here, and which one auto takes."
+    )
+    engines.set_defaults(run=_engines)
 
     map_ = commands.add_parser("map", help="print the address map", description="Print every region, RAM included.")
     map_.set_defaults(run=_map)
@@ -169,6 +179,8 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
         "timeout": options.timeout,
         "reboot": not options.no_reboot,
         "display": options.display,
+        "cpus": options.cpus,
+        "irqchip": options.irqchip,
     }
 
 
@@ -209,6 +221,14 @@ def _report(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.report import write_report
 
     return write_report(options.trace, options.output)
+
+
+def _engines(_: argparse.Namespace) -> tuple[int, str]:
+    from iobus.cli.engines import print_engines
+
+    print_engines()
+    sys.stdout.flush()
+    return Status.OK, ""
 
 
 def _map(options: argparse.Namespace) -> tuple[int, str]:

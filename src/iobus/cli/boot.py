@@ -23,13 +23,13 @@ from iobus.cli.display import TextDisplay
 from iobus.cli.monitor import Monitor
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import tracing
-from iobus.engines.unicorn.engine import UnicornEngine
+from iobus.engines import choose
+from iobus.engines.names import Irqchip
 from iobus.exits import Exit, ResetExit, TimeoutExit
 from iobus.machine import Unclaimed
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 
-ENGINES = ("auto", "unicorn")
 DISPLAYS = ("none", "text")
 COMMAND_LINE = "console=ttyS0"
 TEXT_COMMAND_LINE = f"{COMMAND_LINE} console=tty0"
@@ -63,6 +63,9 @@ class MachineOptions:
     reboot: bool
     display: str
     """One of `DISPLAYS`."""
+    cpus: int
+    irqchip: Irqchip | None
+    """Where KVM's interrupt controllers are; None for its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,9 @@ def session(options: MachineOptions, prepare: Callable[[Pc, Console], Guest]) ->
     `prepare` gets the PC with the user's devices on it, and may attach more.
     """
     console = TextDisplay() if options.display == "text" else Console()
-    with make_pc(options.memory, options.engine, console.output, console.say) as pc:
+    with make_pc(
+        options.memory, options.engine, console.output, console.say, cpus=options.cpus, irqchip=options.irqchip
+    ) as pc:
         attach_devices(pc, options.devices)
         guest = prepare(pc, console)
         guest.load(pc)
@@ -167,20 +172,25 @@ def run(
 
 
 @contextlib.contextmanager
-def make_pc(memory: int, engine: str, output: Callable[[bytes], None], say: Say) -> Iterator[Pc]:
+def make_pc(
+    memory: int,
+    engine: str,
+    output: Callable[[bytes], None],
+    say: Say,
+    *,
+    cpus: int = 1,
+    irqchip: Irqchip | None = None,
+) -> Iterator[Pc]:
     """Make a PC on the named engine, and close it in the end. Raises `UsageError`, `EngineError`."""
-    assert engine in ENGINES
-    cpu = UnicornEngine()
+    cpu = choose.make(engine, irqchip)
     try:
-        pc = Pc(cpu, memory=memory, console=output)
+        pc = Pc(cpu, memory=memory, console=output, cpus=cpus)
     except ValueError as exc:
+        cpu.close()
         raise UsageError(f"--memory: {exc}") from None
     try:
-        if cpu.fallback_reason is not None:
-            say(
-                f"iobus: the unicorn engine falls back to the library's public API ({cpu.fallback_reason}): it is "
-                "slower, there is no x2APIC or TSC-deadline timer, and interrupts come at less exact moments"
-            )
+        if caveat := choose.caveat(cpu):
+            say(f"iobus: {caveat}")
         yield pc
     finally:
         pc.machine.close()

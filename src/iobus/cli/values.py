@@ -56,3 +56,14 @@ def seconds(text: str) -> float:
     if not 0 < time <= threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, more than 0")
     return time
+
+
+def cpus(text: str) -> int:
+    """An argparse type: a number of CPUs."""
+    try:
+        count = number(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of CPUs; give 1 or more")
+    return count

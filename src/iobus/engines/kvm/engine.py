@@ -12,6 +12,7 @@ from iobus.engines.kvm import abi, cpuid, ioctls
 from iobus.engines.kvm.cpu import KvmCpu
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.vm import Vm
+from iobus.engines.names import Irqchip
 from iobus.exits import EngineError
 from iobus.machine import Machine
 from iobus.vcpu import VCPU
@@ -27,7 +28,7 @@ class KvmEngine:
 
     name = "kvm"
 
-    def __init__(self) -> None:
+    def __init__(self, irqchip: Irqchip = "user") -> None:
         self.vm: Final = Vm()
         self.cpuid: Final = cpuid.supported(self.vm.system)
         self.traps_msrs: Final = self._trap_msrs()

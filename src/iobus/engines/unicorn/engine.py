@@ -66,6 +66,9 @@ class UnicornEngine:
         cpu.init()
         return cpu
 
+    def reset(self) -> None:
+        """Nothing to do: `init` of a vCPU is a reset of it."""
+
     def close(self) -> None:
         """End the vCPU's thread and free the library's instance."""
         if self._cpu is not None:

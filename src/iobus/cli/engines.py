@@ -1,0 +1,14 @@
+"""`iobus engines`: which engines are here, which one `auto` takes, and why not the others."""
+
+from __future__ import annotations
+
+from iobus.engines import choose
+
+
+def print_engines() -> None:
+    """Print a line for each engine, and the choice."""
+    found, chosen = choose.survey()
+    width = max(len(engine.name) for engine in found)
+    for engine in found:
+        print(f"{engine.name:{width}}  {'usable' if engine.usable else 'cannot be used'}: {engine.what}")
+    print(f"\n--engine auto takes {chosen}")
