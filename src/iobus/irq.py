@@ -170,6 +170,25 @@ class Controller(Protocol):
         """Write an MSR that is the controller's; False where WRMSR faults (#GP)."""
 
 
+class Irqchip(Protocol):
+    """Interrupt controllers that an engine has itself, in place of devices: the LAPICs of all vCPUs at least."""
+
+    whole: bool
+    """Whether the IOAPIC, the 8259 pair and the 8254 with port 0x61 are the engine's too."""
+
+    apic_bus: ApicBus
+    """Reaches the LAPICs, and tells of the EOIs that an IOAPIC outside waits for."""
+
+    def set_line(self, number: int, level: bool) -> None:
+        """Interrupt line `number` of the PC is now `level`. Where the engine has them all."""
+
+    def open_pit(self, on: bool) -> None:
+        """Let the 8254's output to its line (`True`), or keep it from there. Where the engine has them all."""
+
+    def virtual_wire(self) -> None:
+        """Leave the first LAPIC as a PC's firmware does: enabled, LINT0 the 8259's interrupts, LINT1 the NMI."""
+
+
 class ApicClient(Protocol):
     """A LAPIC as the APIC bus sees it."""
 
@@ -203,6 +222,9 @@ class ApicBus:
     def on_eoi(self, listener: Callable[[int], None]) -> None:
         """Call `listener(vector)` at the EOI of each level-triggered interrupt."""
         self._eoi_listeners.append(listener)
+
+    def route(self, pin: int, message: Message | None) -> None:
+        """From now on an IOAPIC sends `message` for `pin`, or nothing. For who must know before it is sent."""
 
     def eoi(self, vector: int) -> None:
         """A LAPIC ended the service of a level-triggered `vector`."""

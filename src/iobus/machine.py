@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 from iobus.bus import Bus, Device, IobusError, Region
 from iobus.clock import Clock, RealClock
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
+from iobus.irq import Irqchip
 from iobus.memory import Memory, MemoryRangeError
 from iobus.smp import Gang
 from iobus.vcpu import VCPU, Executor
@@ -32,6 +33,8 @@ class Engine(Protocol):
     """Who executes guest code. See `iobus.engines`."""
 
     name: str
+    irqchip: Irqchip | None
+    """The interrupt controllers that it has itself; None where they are devices."""
 
     def attach(self, machine: Machine) -> None:
         """Take `machine`'s RAM; called once, before `executor`."""

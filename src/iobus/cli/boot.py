@@ -24,7 +24,7 @@ from iobus.cli.monitor import Monitor
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import tracing
 from iobus.engines import choose
-from iobus.engines.names import Irqchip
+from iobus.engines.names import Placement
 from iobus.exits import Exit, ResetExit, TimeoutExit
 from iobus.machine import Unclaimed
 from iobus.pc import layout
@@ -64,7 +64,7 @@ class MachineOptions:
     display: str
     """One of `DISPLAYS`."""
     cpus: int
-    irqchip: Irqchip | None
+    irqchip: Placement | None
     """Where KVM's interrupt controllers are; None for its default."""
 
 
@@ -179,7 +179,7 @@ def make_pc(
     say: Say,
     *,
     cpus: int = 1,
-    irqchip: Irqchip | None = None,
+    irqchip: Placement | None = None,
 ) -> Iterator[Pc]:
     """Make a PC on the named engine, and close it in the end. Raises `UsageError`, `EngineError`."""
     cpu = choose.make(engine, irqchip)

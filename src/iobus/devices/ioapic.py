@@ -106,6 +106,7 @@ class IoApic(Stateful, Device):
     def reset(self) -> None:
         """Power-on state: every entry masked. The levels at the pins are their sources'."""
         self.state = IoApicState(id=self._apic_id, redirection=[MASKED] * self.pins, levels=self.state.levels)
+        self.restored()
 
     def restore(self, plain: object) -> None:
         state = IoApicState.restore(plain)
@@ -113,6 +114,10 @@ class IoApic(Stateful, Device):
             if entries != self.pins:
                 raise StateError(f"IoApicState.{what}: {entries} entries, want {self.pins}")
         super().restore(plain)
+
+    def restored(self) -> None:
+        for number in range(self.pins):
+            self._tell_route(number)
 
     # Accesses to the page. Reserved offsets and registers read zero and ignore writes. The registers are
     # 32 bits wide: narrower reads give their bytes, narrower writes select (IOREGSEL has 8 bits) but do
@@ -184,12 +189,21 @@ class IoApic(Stateful, Device):
         if not self._send(entry):
             self.state.redirection[number] = entry
 
+    def _tell_route(self, number: int) -> None:
+        entry = self.state.redirection[number]
+        self._apic_bus.route(number, None if entry & MASKED else _message(entry))
+
     def _send(self, entry: int) -> bool:
-        code = entry >> 8 & 7
-        if code in _RESERVED_MODES:
-            return False
-        logical = bool(entry & LOGICAL)
-        return self._apic_bus.send(Message(entry >> 56, logical, DeliveryMode(code), entry & 0xFF, _is_level(entry)))
+        message = _message(entry)
+        return message is not None and self._apic_bus.send(message)
+
+
+def _message(entry: int) -> Message | None:
+    """What an entry sends; None for a reserved delivery mode."""
+    code = entry >> 8 & 7
+    if code in _RESERVED_MODES:
+        return None
+    return Message(entry >> 56, bool(entry & LOGICAL), DeliveryMode(code), entry & 0xFF, _is_level(entry))
 
 
 def _is_level(entry: int) -> bool:

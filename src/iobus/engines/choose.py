@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from iobus.engines.kvm import probe
 from iobus.engines.kvm.engine import KvmEngine
-from iobus.engines.names import ENGINES, Irqchip
+from iobus.engines.names import ENGINES, Placement
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import EngineError
 from iobus.machine import Machine
@@ -27,7 +27,7 @@ class Found:
     """What it is like here, or why it cannot be used: a clause without a full stop."""
 
 
-def make(name: str = "auto", irqchip: Irqchip | None = None) -> AnyEngine:
+def make(name: str = "auto", irqchip: Placement | None = None) -> AnyEngine:
     """Return a new engine of one of `ENGINES`. Raises `EngineError` where it cannot be used.
 
     `irqchip`, where the interrupt controllers are, is for KVM; see `KvmEngine`.

@@ -9,6 +9,6 @@ from typing import Final, Literal
 
 ENGINES: Final = ("auto", "unicorn", "kvm")
 
-Irqchip = Literal["user"]
-IRQCHIPS: Final[tuple[Irqchip, ...]] = ("user",)
-"""All in Python."""
+Placement = Literal["user", "split", "kernel"]
+IRQCHIPS: Final[tuple[Placement, ...]] = ("user", "split", "kernel")
+"""All in Python; the LAPICs in the kernel; all in the kernel."""

@@ -19,8 +19,6 @@ from iobus.devices.i8042 import I8042
 from iobus.devices.i8254 import Pit
 from iobus.devices.i8259 import PicPair
 from iobus.devices.ioapic import IoApic
-from iobus.devices.lapic import Lapic
-from iobus.devices.lapic_timer import TIMER_HZ
 from iobus.devices.post import Post
 from iobus.devices.reset import ResetControl, SystemControlA
 from iobus.devices.rtc import Rtc
@@ -29,10 +27,11 @@ from iobus.devices.uart import Uart
 from iobus.devices.vga import Vga
 from iobus.devices.vga_screen import Screen
 from iobus.exits import PowerOffExit, ResetExit
-from iobus.irq import ApicBus, Gate, Line, Pin
+from iobus.irq import Gate, Line, Pin
 from iobus.machine import Engine, Machine
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, bios_data, layout
+from iobus.pc.interrupts import PINS, Controllers, NoSuchDeviceError
 from iobus.pc.keyboard import HostKeyboard
 
 MINIMUM_MEMORY: Final = 1 << 20
@@ -62,28 +61,17 @@ class Pc:
         self.machine: Final = Machine(engine, cpus=cpus, clock=clock)
         self._add_ram(memory)
         machine = self.machine
-        self.apic_bus: Final = ApicBus()
-        self.pic: Final = PicPair(self._pic_output)
-        self.ioapic: Final = IoApic(self.apic_bus, apic_id=layout.IOAPIC_ID)
-        self.lapics: Final = tuple(
-            Lapic(
-                vcpu.index, vcpu, self.apic_bus, machine.clock, bsp=vcpu.index == 0,
-                intack=self.pic.acknowledge, tsc=vcpu.executor.tsc, x2apic=vcpu.executor.traps_msrs,
-            )
-            for vcpu in machine.vcpus
-        )  # fmt: skip
-        for vcpu, lapic in zip(machine.vcpus, self.lapics, strict=True):
-            vcpu.controller = lapic
-            vcpu.features.apic_timer_hz = TIMER_HZ
-            vcpu.features.x2apic = vcpu.executor.traps_msrs
-            vcpu.features.tsc_deadline = vcpu.executor.tsc is not None
-            lapic.attach(vcpu.mmio)
-        self.pins: Final = tuple(self._make_pin(number) for number in range(self.ioapic.pins))
+        self.controllers: Final = Controllers(machine)
+        """The interrupt controllers, wherever they are."""
+        self.apic_bus: Final = self.controllers.apic_bus
+        self.lapics: Final = self.controllers.lapics
+        """The LAPICs that are devices: none where the engine has them."""
+        self.pins: Final = tuple(self.controllers.pin(number) for number in range(PINS))
         """The interrupt inputs by number; devices get theirs from `irq`."""
 
         reset = self._reset_from
-        pit_gate, rtc_gate = Gate(self.irq(layout.IRQ_TIMER, "pit")), Gate(self.irq(layout.IRQ_RTC, "rtc"))
-        self.pit: Final = Pit(machine.clock, Pin(pit_gate).line("pit"))
+        rtc_gate = Gate(self.irq(layout.IRQ_RTC, "rtc"))
+        pit_gate = self._make_pit()
         self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
         self.rtc: Final = Rtc(machine.clock, Pin(rtc_gate).line("rtc"))
         self.i8042: Final = I8042(
@@ -97,7 +85,7 @@ class Pc:
 
         def replace(on: bool) -> None:
             """The HPET takes over the lines of the 8254 and the RTC, or gives them back."""
-            pit_gate.open(not on)
+            pit_gate(not on)
             rtc_gate.open(not on)
 
         self.hpet: Final = Hpet(
@@ -108,12 +96,7 @@ class Pc:
         )  # fmt: skip
         self.vga: Final = Vga(machine.clock)
         ports: list[tuple[Any, int, int]] = [
-            (self.pic.master, layout.PIC_MASTER, 2),
-            (self.pic.slave, layout.PIC_SLAVE, 2),
-            (self.pic.elcr, layout.ELCR, 2),
-            (self.pit, layout.PIT, 4),
             (self.i8042.data, layout.I8042_DATA, 1),
-            (SystemControlB(self.pit, machine.clock), layout.SYSTEM_CONTROL_B, 1),
             (self.i8042.command, layout.I8042_COMMAND, 1),
             (self.rtc, layout.RTC, 2),
             (Post(), layout.POST, 16),
@@ -124,12 +107,28 @@ class Pc:
         ]
         for device, base, length in ports:
             machine.pio.attach(device, base, length)
-        machine.mmio.attach(self.ioapic, layout.IOAPIC, PAGE_SIZE)
         machine.mmio.attach(self.hpet, layout.HPET)
         for part in self.vga.ports:
             machine.pio.attach(part, part.base, implements=(1,))
         machine.mmio.attach(self.vga.memory, layout.VGA_HOLE[0])
         self.power_on()
+
+    @property
+    def pic(self) -> PicPair:
+        """The 8259 pair. Raises `NoSuchDeviceError` where the engine has it."""
+        return self.controllers.pic
+
+    @property
+    def ioapic(self) -> IoApic:
+        """The I/O APIC. Raises `NoSuchDeviceError` where the engine has it."""
+        return self.controllers.ioapic
+
+    @property
+    def pit(self) -> Pit:
+        """The 8254. Raises `NoSuchDeviceError` where the engine has it."""
+        if self._pit is None:
+            raise NoSuchDeviceError("there is no device for the 8254: the engine has it, with its LAPICs")
+        return self._pit
 
     def irq(self, number: int, name: str = "") -> Line:
         """Return a new line of interrupt `number`: 0-15 are the ISA lines, 16-23 IOAPIC pins only."""
@@ -161,7 +160,7 @@ class Pc:
         for address, data in bios_data.pieces():
             self.machine.memory.write(address, data)
         with self.machine.lock:
-            self.lapics[0].virtual_wire()
+            self.controllers.virtual_wire()
             self.vga.text_mode()
 
     def reset(self) -> None:
@@ -169,7 +168,7 @@ class Pc:
         self.machine.reset()
         self.keyboard.clear()
         with self.machine.lock:
-            self.pic.reset()  # its ports are on the bus, the pair is not
+            self.controllers.reset()
         self.power_on()
 
     def type(self, data: bytes) -> None:
@@ -190,15 +189,17 @@ class Pc:
         if size > layout.RAM_BELOW_4G:
             self.machine.memory.add(1 << 32, size - layout.RAM_BELOW_4G)
 
-    def _make_pin(self, number: int) -> Pin:
-        sinks: list[Callable[[bool], None]] = []
-        if number < 16 and number != 2:
-            sinks.append(partial(self.pic.set_pin, number))
-        sinks.append(self.ioapic.pin(layout.TIMER_GSI if number == layout.IRQ_TIMER else number))
-        return Pin(*sinks, name=f"irq{number}")
-
-    def _pic_output(self, level: bool) -> None:
-        self.lapics[0].lint0(level)
+    def _make_pit(self) -> Callable[[bool], None]:
+        """Make the 8254 and port 0x61, unless the engine has them; return what lets its output to its line."""
+        irqchip, machine = self.controllers.irqchip, self.machine
+        self._pit: Pit | None = None
+        if irqchip is not None and irqchip.whole:
+            return irqchip.open_pit
+        gate = Gate(self.irq(layout.IRQ_TIMER, "pit"))
+        self._pit = Pit(machine.clock, Pin(gate).line("pit"))
+        machine.pio.attach(self._pit, layout.PIT, 4)
+        machine.pio.attach(SystemControlB(self._pit, machine.clock), layout.SYSTEM_CONTROL_B, 1)
+        return gate.open
 
     def _power_off(self) -> None:
         self.machine.stop(PowerOffExit())

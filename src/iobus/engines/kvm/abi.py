@@ -154,10 +154,10 @@ class PitConfig(Record):
 
 
 class PitState2(Record):
-    """The timer's state, which nothing here looks into."""
+    """The 8254's state, of which only the flags are looked into."""
 
     C = "struct kvm_pit_state2"
-    _fields_ = [("opaque", c_char * 112)]
+    _fields_ = [("opaque", c_char * 72), ("flags", c_uint32), ("reserved", c_uint32 * 9)]
 
 
 # Of a vCPU.

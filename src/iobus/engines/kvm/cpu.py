@@ -1,11 +1,12 @@
-"""One vCPU in the kernel: the run loop, what its exits mean, and how interrupts get in.
+"""One vCPU in the kernel: the run loop, its accesses, and how requests and interrupts get in.
 
-Above `cpustate.py`, `cpuid.py`, `kick.py` and `side.py`; `engine.py` makes one for each vCPU of the machine. By
-the kernel's Documentation/virt/kvm/api.rst, section 5 (`kvm_run`).
+Above `cpustate.py`, `cpuid.py`, `kick.py` and `side.py`. Two kinds of vCPU derive from `KvmCpu`: one whose LAPIC is
+a Python object (`cpu_user.py`), one whose LAPIC is in the kernel (`cpu_lapic.py`). By the kernel's
+Documentation/virt/kvm/api.rst, section 5 (`kvm_run`).
 
 The loop runs on whichever thread called `run`, unless that is the main one (see side.py). Requests from other
-threads (`kick`, `interrupt`, `nmi`, `init`, `startup`) leave a note, set `_attention`, and then, if the vCPU is
-`_open`, signal it. The loop opens first and looks at `_attention` then: whichever comes first, the note is seen.
+threads (`kick`, `interrupt`, `nmi`, `init`, `startup`) leave a note, set `attention`, and then, if the vCPU is
+`_open`, signal it. The loop opens first and looks at `attention` then: whichever comes first, the note is seen.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iobus.clock import Tsc
-from iobus.cpu_registers import RFLAGS_IF, Registers, Segment
+from iobus.cpu_registers import RFLAGS_IF, Registers
 from iobus.engines.kvm import abi, cpuid, cpustate, failure, ioctls
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.kick import Kicker
 from iobus.engines.kvm.side import Side
-from iobus.engines.kvm.tsc import KvmTsc
-from iobus.exits import EngineError, Exit, HltExit, KickExit, MmioExit, PioExit, ShutdownExit
+from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit, ShutdownExit
 from iobus.paging import Paging
 from iobus.vcpu import VCPU, Answer
 
@@ -61,7 +61,6 @@ _RUN: Final = int(ioctls.KVM_RUN)
 _INTR, _MMIO, _IO = ioctls.KVM_EXIT_INTR, ioctls.KVM_EXIT_MMIO, ioctls.KVM_EXIT_IO
 _COMPLETED_BY_RUN: Final = frozenset((_MMIO, _IO, ioctls.KVM_EXIT_X86_RDMSR, ioctls.KVM_EXIT_X86_WRMSR))
 """Exits in the middle of an instruction, which the next KVM_RUN finishes before it runs on."""
-_APIC_ENABLED: Final = 1 << 11
 
 
 class Access(NamedTuple):
@@ -83,18 +82,19 @@ class _UnansweredError(Exception):
 
 
 class KvmCpu:
-    """The `Executor` of one vCPU whose interrupt controller is a Python object."""
+    """The `Executor` of one vCPU, but for what depends on where its LAPIC is."""
+
+    traps_msrs = True
+    tsc: Tsc | None = None
 
     def __init__(self, engine: KvmEngine, vcpu: VCPU) -> None:
         vm = engine.vm
         self.engine: Final = engine
         self.vcpu: Final = vcpu
-        self.traps_msrs = engine.traps_msrs
         self.fd: Final = call(vm.fd, ioctls.KVM_CREATE_VCPU, vcpu.index)
         self.shared: Final = mmap.mmap(self.fd, call(vm.system, ioctls.KVM_GET_VCPU_MMAP_SIZE))
         view = memoryview(self.shared)
         self._u8, self._u16, self._u32, self._u64 = view.cast("B"), view.cast("H"), view.cast("I"), view.cast("Q")
-        self.tsc: Tsc | None = KvmTsc(self.fd, vcpu.machine.clock.now) if self.traps_msrs else None
         self._kicker = Kicker(self.fd)
         self._side = Side(f"iobus-kvm{vcpu.index}")
         self._features: object = None
@@ -103,18 +103,17 @@ class KvmCpu:
         self._answer: Answer | None = None
         self._rest: deque[Access] = deque()  # of the exit under way, not yet asked
         self._waiting: tuple[MmioExit | PioExit, int] | None = None  # for the caller, and where its data is
-        self._cr8 = 0
-        self._apic_base = cpustate.apic_base(self.fd)
-        self._apic_page = -1
+        self.cr8 = 0
+        self.apic_base = cpustate.apic_base(self.fd)
+        """The two as the kernel has them, as far as is known here."""
+        self.apic_page = -1
+        """The page of a LAPIC in Python, whose TPR is CR8: after a write there `controller_written` is called."""
         # Requests; see this file's docstring.
         self._open = False
-        self._attention = True
+        self.attention = True
         self._kicked = False
-        self._nmi = False
-        self._init = False
-        self._startup: int | None = None
-        self.halted = False
-        self._waits_for_startup = vcpu.index > 0
+        self.nmi_pending = False
+        self.init_pending = False
         self._closed = False
         self.set_registers(Registers())
 
@@ -127,30 +126,27 @@ class KvmCpu:
 
     def kick(self) -> None:
         self._kicked = True
-        self._attend_soon()
+        self.attend_soon()
 
     def interrupt(self) -> None:
-        self._attend_soon()
+        self.attend_soon()
 
     def nmi(self) -> None:
-        self._nmi = True
-        self._attend_soon()
+        self.nmi_pending = True
+        self.attend_soon()
 
     def init(self) -> None:
         with self._kicker.gate:
-            self._startup = None
-            self._init = True
+            self.init_pending = True
             if not self._kicker.running:
                 self._side.forget()
                 self.abandon()
-                self._take_init()
+                self.take_init()
                 return
-        self._attend_soon()
+        self.attend_soon()
 
     def startup(self, vector: int) -> None:
-        if self._waits_for_startup or self._init:
-            self._startup = vector
-            self._attend_soon()
+        """Nothing to do here; see `cpu_user.py`."""
 
     def unclaimed(self, exit: MmioExit | PioExit) -> int:
         if self._answer is None:
@@ -166,7 +162,6 @@ class KvmCpu:
         self.abandon()
         self._install_cpuid()
         cpustate.set_registers(self.fd, registers)
-        self.halted = False
         self._u8[_READY] = 0
         self._u8[_IF] = bool(registers.rflags & RFLAGS_IF)
 
@@ -183,7 +178,7 @@ class KvmCpu:
         """Return what INIT leaves as it is (MSRs, FPU, XCR0) to the values it had at power-on."""
         if self._power_on is not None:
             self._power_on.restore()
-        self._kicked = self._nmi = False
+        self._kicked = self.nmi_pending = False
 
     def close(self) -> None:
         """Free the kernel's vCPU. It must not be running."""
@@ -202,7 +197,11 @@ class KvmCpu:
         if self._closed:
             raise EngineError("the machine is closed")
         self._answer = answer
-        self._prepare()
+        self.engine.vm.map_ram(self.vcpu.machine.memory.slots)
+        if self._power_on is None:
+            self._install_cpuid()
+            self._power_on = cpustate.PowerOn(self.fd, self.engine.vm.system, self.engine.xsave_size)
+        self.prepare()
         self._kicker.enter()
         try:
             if self._waiting is not None:
@@ -214,7 +213,7 @@ class KvmCpu:
             return self._loop() if pending is None else pending
         finally:
             self._open = False
-            self._attention = True  # what is still wanted, the next run looks for
+            self.attention = True  # what is still wanted, the next run looks for
             self._kicker.leave()
 
     def _loop(self) -> Exit:
@@ -222,7 +221,7 @@ class KvmCpu:
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
         while True:
             self._open = True
-            if self._attention and (exit := self._attend()) is not None:
+            if self.attention and (exit := self._attend()) is not None:
                 return exit
             try:
                 ioctl(fd, _RUN, 0)
@@ -231,8 +230,8 @@ class KvmCpu:
                 self._came_back(exc)
                 continue
             self._open = False
-            if u64[_CR8] != self._cr8:
-                self._cr8_changed()
+            if u64[_CR8] != self.cr8 or u64[_APIC_BASE] != self.apic_base:
+                self.guest_changed(u64[_CR8], u64[_APIC_BASE])
             reason = u32[_REASON]
             try:
                 if reason == _MMIO:
@@ -241,8 +240,8 @@ class KvmCpu:
                         self._cut(address, length)
                     elif u8[_MMIO_IS_WRITE]:
                         vcpu.mmio_path.write(address, length, u64[_MMIO_DATA] & mask)
-                        if address >> 12 == self._apic_page:
-                            self._controller_written()
+                        if address >> 12 == self.apic_page:
+                            self.controller_written()
                         continue
                     else:
                         u64[_MMIO_DATA] = _ONES  # what the access ends with if a device fails
@@ -278,19 +277,16 @@ class KvmCpu:
     def _other(self, reason: int) -> Exit | None:
         """Deal with the rarer exits."""
         match reason:
-            case ioctls.KVM_EXIT_HLT:
-                self.halted = self._attention = True
             case ioctls.KVM_EXIT_IRQ_WINDOW_OPEN:
-                self._attention = True
-            case ioctls.KVM_EXIT_X86_RDMSR | ioctls.KVM_EXIT_X86_WRMSR:
-                self._msr(reason == ioctls.KVM_EXIT_X86_WRMSR)
+                self.attention = True
             case ioctls.KVM_EXIT_SHUTDOWN:
                 return ShutdownExit(self.rip())
             case ioctls.KVM_EXIT_SET_TPR | ioctls.KVM_EXIT_INTR:
                 pass
             case _:
-                what = failure.describe(abi.Run.from_buffer(self.shared))
-                raise EngineError(f"{what}; {failure.where(self.get_registers())}")
+                if not self.other(reason):
+                    what = failure.describe(abi.Run.from_buffer(self.shared))
+                    raise EngineError(f"{what}; {failure.where(self.get_registers())}")
         return None
 
     # Accesses.
@@ -360,47 +356,40 @@ class KvmCpu:
 
     # Requests.
 
-    def _attend_soon(self) -> None:
-        self._attention = True
+    def attend_soon(self) -> None:
+        """Have the run loop look at what is asked for. From any thread, after the note of it."""
+        self.attention = True
         if self._open:
             self._kicker.poke()
 
     def _attend(self) -> Exit | None:
         """Do what was asked for since the last look. Returns with the vCPU open, or with an exit."""
-        while self._attention:
+        while self.attention:
             self._open = False
-            self._attention = False
-            if self._kicked or self._init:
+            self.attention = False
+            if self._kicked or self.init_pending:
                 if self._u32[_REASON] in _COMPLETED_BY_RUN:  # then it comes back here
-                    self._u8[_IMMEDIATE_EXIT] = self._attention = self._open = True
+                    self._u8[_IMMEDIATE_EXIT] = self.attention = self._open = True
                     return None
-                if self._init:
-                    self._take_init()
-                    self._controller_written()
+                if self.init_pending:
+                    self.take_init()
+                    self.prepare()
                 if self._kicked:
                     self._kicked = False
                     return KickExit()
-            if self._waits_for_startup and not self._take_startup():
-                return HltExit()
-            if self._nmi and not (self.halted and cpustate.nmi_masked(self.fd)):
-                self._nmi = self.halted = False
-                call(self.fd, ioctls.KVM_NMI)
-            self._take_interrupt()
-            if self.halted and not self._attention:
-                if not self._u8[_IF]:
-                    return HltExit()
-                self._open = True
-                if not self._attention:
-                    self._kicker.wait()
-                self._attention = True
+            if (exit := self.attend()) is not None:
+                return exit
             self._open = True
         return None
 
-    def _take_interrupt(self) -> None:
-        """Hand the CPU the controller's interrupt if it can take one, else have the kernel say when."""
+    def inject(self) -> bool:
+        """Give the CPU the controller's interrupt if it can take one, else have the kernel say when it can.
+
+        Returns whether one is pending, or was given.
+        """
         controller = self.vcpu.controller
         if controller is None:
-            return
+            return False
         vector = None
         with self.vcpu.machine.lock:
             pending = controller.pending()
@@ -410,86 +399,20 @@ class KvmCpu:
         if vector is not None:
             call(self.fd, ioctls.KVM_INTERRUPT, abi.Interrupt(irq=vector))
             self._u8[_READY] = 0
-            self.halted = False
-        elif pending and self._u8[_IF]:
-            self.halted = False
         self._u8[_WINDOW] = pending
+        return pending or vector is not None
 
-    def _take_init(self) -> None:
-        self._init = False
-        cpustate.init(self.fd, self._signature)
-        self._waits_for_startup = self.vcpu.index > 0
-        self.halted = False
-        self._u8[_READY] = self._u8[_IF] = 0
-        self._u64[_CR8] = self._cr8 = 0
+    @property
+    def interruptible(self) -> bool:
+        """RFLAGS.IF, as the last exit or the caller left it."""
+        return bool(self._u8[_IF])
 
-    def _take_startup(self) -> bool:
-        """Start at the vector of a start-up message, if there is one."""
-        vector, self._startup = self._startup, None
-        if vector is None:
-            return False
-        self._waits_for_startup = False
-        registers = self.get_registers()
-        registers.cs = Segment(vector << 8, vector << 12, 0xFFFF, 0x9B)
-        registers.rip = 0
-        cpustate.set_registers(self.fd, registers)
-        return True
-
-    # The controller: CR8 and IA32_APIC_BASE are its registers and the CPU's.
-
-    def _prepare(self) -> None:
-        """Before each run: RAM, CPUID and the controller's registers as they are now."""
-        self.engine.vm.map_ram(self.vcpu.machine.memory.slots)
-        if self._power_on is None:
-            self._install_cpuid()
-            self._power_on = cpustate.PowerOn(self.fd, self.engine.vm.system, self.engine.xsave_size)
-        controller = self.vcpu.controller
-        if controller is not None:
-            self._controller_written()
-        elif self._apic_base != 0:
-            self._set_apic_base(0)
-
-    def _controller_written(self) -> None:
-        """Make the CPU's registers what the controller's are."""
-        controller = self.vcpu.controller
-        if controller is None:
-            return
-        with self.vcpu.machine.lock:
-            self._cr8 = controller.read_cr8()
-            base = controller.read_msr(cpustate.IA32_APIC_BASE) or 0
-        self._u64[_CR8] = self._cr8
-        if base != self._apic_base:
-            self._set_apic_base(base)
-
-    def _set_apic_base(self, base: int) -> None:
-        cpustate.write_msr(self.fd, cpustate.IA32_APIC_BASE, base)
-        self._apic_base = base
-        self._apic_page = base >> 12 if base & _APIC_ENABLED else -1
-
-    def _cr8_changed(self) -> None:
-        """The guest has written CR8."""
-        self._cr8 = self._u64[_CR8]
-        controller = self.vcpu.controller
-        if controller is not None:
-            with self.vcpu.machine.lock:
-                controller.write_cr8(self._cr8)
-
-    def _msr(self, is_write: bool) -> None:
-        """An MSR that the kernel leaves to us: the controller's, or nobody's, which is #GP."""
-        msr, controller = abi.Run.from_buffer(self.shared).msr, self.vcpu.controller
-        msr.error = 1
-        if controller is None:
-            return
-        with self.vcpu.machine.lock:
-            if is_write:
-                done = controller.write_msr(msr.index, msr.data)
-            else:
-                value = controller.read_msr(msr.index)
-                done = value is not None
-                msr.data = value or 0
-        msr.error = not done
-        if is_write:
-            self._controller_written()
+    def sleep(self) -> None:
+        """Wait for a request."""
+        self._open = True
+        if not self.attention:
+            self._kicker.wait()
+        self.attention = True
 
     def _install_cpuid(self) -> None:
         """Tell the kernel what CPUID says, unless it knows. Only before the first run."""
@@ -500,3 +423,40 @@ class KvmCpu:
         cpuid.install(self.fd, leaves)
         self._features = type(features)(**vars(features))
         self._signature = next((leaf.eax for leaf in leaves if leaf.function == 1), 0)
+
+    # What depends on where the LAPIC is.
+
+    def prepare(self) -> None:
+        """Before each run and after INIT: make the CPU's registers what the controller's are."""
+
+    def attend(self) -> Exit | None:
+        """Take NMIs and interrupts, wait in HLT, start up."""
+        raise NotImplementedError
+
+    def other(self, reason: int) -> bool:
+        """Deal with an exit of this kind of vCPU; return whether it was one."""
+        raise NotImplementedError
+
+    def take_init(self) -> None:
+        """Put the CPU in the INIT state."""
+        self.init_pending = False
+        cpustate.init(self.fd, self._signature)
+        self._u8[_READY] = self._u8[_IF] = 0
+        self.set_cr8(0)
+
+    def set_cr8(self, value: int) -> None:
+        """Have the CPU go on with this CR8."""
+        self._u64[_CR8] = self.cr8 = value
+
+    def set_apic_base(self, value: int) -> None:
+        """Have the CPU go on with this IA32_APIC_BASE."""
+        if value != self.apic_base:
+            cpustate.write_msr(self.fd, cpustate.IA32_APIC_BASE, value)
+            self._u64[_APIC_BASE] = self.apic_base = value
+
+    def guest_changed(self, cr8: int, apic_base: int) -> None:
+        """The guest has written CR8 or IA32_APIC_BASE, without an exit."""
+        self.cr8, self.apic_base = cr8, apic_base
+
+    def controller_written(self) -> None:
+        """The guest has written a register of the controller's."""

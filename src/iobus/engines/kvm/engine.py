@@ -1,6 +1,8 @@
 """The engine on the kernel's KVM: guest code runs on the CPU's own hardware virtualisation.
 
-`KvmEngine` is what a `Machine` is given. It owns the kernel's virtual machine and what its vCPUs share.
+`KvmEngine` is what a `Machine` is given. It owns the kernel's virtual machine and what its vCPUs share, and chooses
+by where the interrupt controllers are to be: in Python (`user`), the LAPICs in the kernel (`split`), all in the
+kernel (`kernel`).
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ from typing import Final
 
 from iobus.engines.kvm import abi, cpuid, ioctls
 from iobus.engines.kvm.cpu import KvmCpu
+from iobus.engines.kvm.cpu_lapic import LapicCpu
+from iobus.engines.kvm.cpu_user import UserCpu
 from iobus.engines.kvm.ioctls import call
+from iobus.engines.kvm.irqchip import KernelIrqchip, KvmIrqchip, SplitIrqchip
+from iobus.engines.kvm.sleepers import Sleepers
 from iobus.engines.kvm.vm import Vm
-from iobus.engines.names import Irqchip
+from iobus.engines.names import IRQCHIPS, Placement
 from iobus.exits import EngineError
+from iobus.irq import Irqchip
 from iobus.machine import Machine
 from iobus.vcpu import VCPU
 
@@ -21,17 +28,24 @@ _IA32_APIC_BASE, _IA32_TSC_DEADLINE = 0x1B, 0x6E0
 
 
 class KvmEngine:
-    """Executes guest code with `/dev/kvm`. One engine serves one machine.
+    """Executes guest code with `/dev/kvm`. One engine serves one machine. `irqchip` is one of `names.IRQCHIPS`.
 
     Raises `EngineError`, which says what to do, where KVM cannot be used.
     """
 
     name = "kvm"
 
-    def __init__(self, irqchip: Irqchip = "user") -> None:
+    def __init__(self, irqchip: Placement = "user") -> None:
+        if irqchip not in IRQCHIPS:
+            raise EngineError(f"there is no irqchip {irqchip!r}; use {', '.join(IRQCHIPS)}")
         self.vm: Final = Vm()
         self.cpuid: Final = cpuid.supported(self.vm.system)
-        self.traps_msrs: Final = self._trap_msrs()
+        self._chip: KvmIrqchip | None = None
+        if irqchip != "user":
+            self._chip = KernelIrqchip(self.vm) if irqchip == "kernel" else SplitIrqchip(self.vm)
+        self.irqchip: Irqchip | None = self._chip
+        self.sleepers: Final = Sleepers()
+        self.traps_msrs: Final = self._chip is not None or self._trap_msrs()
         """Whether the MSRs of a LAPIC in Python reach it; Linux before 5.10 does not offer that."""
         self.xsave_size: Final = max(self.vm.offers(ioctls.KVM_CAP_XSAVE2), ctypes.sizeof(abi.Xsave))
         """Of a vCPU's FPU and vector state, in bytes."""
@@ -50,7 +64,12 @@ class KvmEngine:
 
     def executor(self, vcpu: VCPU) -> KvmCpu:
         """Return what runs `vcpu`."""
-        cpu = KvmCpu(self, vcpu)
+        cpu: KvmCpu
+        if self._chip is None:
+            cpu = UserCpu(self, vcpu)
+        else:
+            cpu = LapicCpu(self, vcpu, self._chip.apic_bus)
+            self._chip.boot_lapic = self._chip.boot_lapic or cpu.fd
         self._cpus.append(cpu)
         return cpu
 
@@ -58,12 +77,15 @@ class KvmEngine:
         """Return what INIT leaves as it is to power-on."""
         for cpu in self._cpus:
             cpu.power_on()
+        if self._chip is not None:
+            self._chip.reset()
 
     def close(self) -> None:
         """Free the kernel's virtual machine."""
         if self._closed:
             return
         self._closed = True
+        self.sleepers.close()
         for cpu in self._cpus:
             cpu.close()
         self.vm.close()

@@ -19,6 +19,7 @@ from iobus.engines.unicorn.internals import MismatchError
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.native import NativeCpu
 from iobus.exits import EngineError
+from iobus.irq import Irqchip
 from iobus.machine import Machine
 from iobus.vcpu import VCPU
 
@@ -32,6 +33,7 @@ class UnicornEngine:
     """
 
     name = "unicorn"
+    irqchip: Irqchip | None = None
 
     def __init__(self, mode: Literal["auto", "fallback"] = "auto") -> None:
         self.library = Library()

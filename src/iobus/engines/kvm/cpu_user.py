@@ -1,0 +1,134 @@
+"""One vCPU whose LAPIC is a Python object, or that has none: its interrupts, HLT, start-up, CR8 and MSRs.
+
+Above `cpu.py`, whose run loop it is. The kernel has no LAPIC then: HLT is an exit, vectors go in one by one, and what
+a guest does to CR8, IA32_APIC_BASE and the LAPIC's MSRs is handed on to the controller.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from iobus.cpu_registers import Registers, Segment
+from iobus.engines.kvm import abi, cpustate, ioctls
+from iobus.engines.kvm.cpu import KvmCpu
+from iobus.engines.kvm.ioctls import call
+from iobus.engines.kvm.tsc import KvmTsc
+from iobus.exits import Exit, HltExit
+from iobus.vcpu import VCPU
+
+if TYPE_CHECKING:
+    from iobus.engines.kvm.engine import KvmEngine
+
+_APIC_ENABLED = 1 << 11
+
+
+class UserCpu(KvmCpu):
+    """The `Executor` of one vCPU without a LAPIC in the kernel."""
+
+    def __init__(self, engine: KvmEngine, vcpu: VCPU) -> None:
+        self._halted = False
+        self._waits_for_startup = vcpu.index > 0
+        self._vector: int | None = None  # of a start-up message
+        super().__init__(engine, vcpu)
+        self.traps_msrs = engine.traps_msrs
+        if self.traps_msrs:
+            self.tsc = KvmTsc(self.fd, vcpu.machine.clock.now)
+
+    def init(self) -> None:
+        self._vector = None  # one that came before has no effect
+        super().init()
+
+    def startup(self, vector: int) -> None:
+        if self._waits_for_startup or self.init_pending:
+            self._vector = vector
+            self.attend_soon()
+
+    def set_registers(self, registers: Registers) -> None:
+        super().set_registers(registers)
+        self._halted = False
+
+    def prepare(self) -> None:
+        if self.vcpu.controller is not None:
+            self.controller_written()
+        else:
+            self.set_apic_base(0)
+
+    def attend(self) -> Exit | None:
+        if self._waits_for_startup and not self._start():
+            return HltExit()
+        if self.nmi_pending and not (self._halted and cpustate.nmi_masked(self.fd)):
+            self.nmi_pending = self._halted = False
+            call(self.fd, ioctls.KVM_NMI)
+        if self.inject() and self.interruptible:
+            self._halted = False
+        if self._halted and not self.attention:
+            if not self.interruptible:
+                return HltExit()
+            self.sleep()
+        return None
+
+    def other(self, reason: int) -> bool:
+        if reason == ioctls.KVM_EXIT_HLT:
+            self._halted = self.attention = True
+        elif reason in (ioctls.KVM_EXIT_X86_RDMSR, ioctls.KVM_EXIT_X86_WRMSR):
+            self._msr(reason == ioctls.KVM_EXIT_X86_WRMSR)
+        else:
+            return False
+        return True
+
+    def take_init(self) -> None:
+        super().take_init()
+        self._halted = False
+        self._waits_for_startup = self.vcpu.index > 0
+
+    def guest_changed(self, cr8: int, apic_base: int) -> None:
+        moved = apic_base != self.apic_base  # only where WRMSR is not an exit
+        super().guest_changed(cr8, apic_base)
+        controller = self.vcpu.controller
+        if controller is None:
+            return
+        with self.vcpu.machine.lock:
+            controller.write_cr8(cr8)
+            if moved:
+                controller.write_msr(cpustate.IA32_APIC_BASE, apic_base)
+        self.controller_written()
+
+    def controller_written(self) -> None:
+        """Make CR8 and IA32_APIC_BASE, which the CPU has too, what the controller has."""
+        controller = self.vcpu.controller
+        if controller is None:
+            return
+        with self.vcpu.machine.lock:
+            cr8 = controller.read_cr8()
+            base = controller.read_msr(cpustate.IA32_APIC_BASE) or 0
+        self.set_cr8(cr8)
+        self.set_apic_base(base)
+        self.apic_page = base >> 12 if base & _APIC_ENABLED else -1
+
+    def _start(self) -> bool:
+        """Start at the vector of a start-up message, if there is one (SDM vol. 3A, section 9.4.3)."""
+        vector, self._vector = self._vector, None
+        if vector is None:
+            return False
+        self._waits_for_startup = False
+        registers = self.get_registers()
+        registers.cs, registers.rip = Segment(vector << 8, vector << 12, 0xFFFF, 0x9B), 0
+        cpustate.set_registers(self.fd, registers)
+        return True
+
+    def _msr(self, is_write: bool) -> None:
+        """An MSR that the kernel leaves to us: the controller's, or nobody's, which is #GP."""
+        msr, controller = abi.Run.from_buffer(self.shared).msr, self.vcpu.controller
+        msr.error = 1
+        if controller is None:
+            return
+        with self.vcpu.machine.lock:
+            if is_write:
+                done = controller.write_msr(msr.index, msr.data)
+            else:
+                value = controller.read_msr(msr.index)
+                done = value is not None
+                msr.data = value or 0
+        msr.error = not done
+        if is_write:
+            self.controller_written()
