@@ -358,6 +358,20 @@ def test_ports() -> None:
     assert not bench.rtc.nmi_masked and bench.rtc.read(1, 1) == 0x5A
 
 
+def test_the_nmi_mask_is_told_when_it_changes() -> None:
+    """Once a change, also by a reset, which unmasks; and by a restore, which cannot know what was before."""
+    clock, told = SteppedClock(), []
+    rtc = Rtc(clock, Pin().line(), mask_nmi=told.append)
+    for value in (0x0B, 0x8B, 0x80, 0x00, 0xFF):
+        rtc.write(0, 1, value)
+    assert told == [True, False, True]
+    saved = rtc.save()
+    rtc.reset()
+    assert told[-1] is False
+    rtc.restore(saved)
+    assert told[-1] is True
+
+
 def test_cmos_ram() -> None:
     """114 bytes and the century are the guest's; the machine puts its memory sizes there."""
     bench = Bench()

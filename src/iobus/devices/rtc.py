@@ -94,15 +94,24 @@ class Rtc(Stateful, Device):
 
     It starts at the time `wall_ns` gives (ns since 1970, UTC; asked once), 24-hour and BCD, and goes on
     by `clock`. `reset` is the chip's RESET pin: the battery keeps the time, the modes and the RAM.
+    `mask_nmi` is called with each change of the NMI mask, bit 7 of the index port.
     """
 
     name = "rtc"
     length = 2
     state: RtcState
 
-    def __init__(self, clock: Clock, irq: Line, *, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        irq: Line,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        mask_nmi: Callable[[bool], object] = lambda _: None,
+    ) -> None:
         self._clock = clock
         self._irq = irq
+        self._mask_nmi = mask_nmi
         self._timer = clock.timer(self._on_timer, "rtc")
         now = clock.now()
         seconds, ns = divmod(wall_ns(), NS)
@@ -162,7 +171,9 @@ class Rtc(Stateful, Device):
             return
         state = self.state
         if not offset & 1:
-            state.index = value
+            changed, state.index = state.index ^ value, value
+            if changed & 0x80:
+                self._mask_nmi(self.nmi_masked)
             return
         index = state.index & 0x7F
         now = self._settle()
@@ -182,10 +193,11 @@ class Rtc(Stateful, Device):
         state.index = 0
         state.data[B] &= ~(PIE | AIE | UIE | SQWE)
         state.data[C] = 0
-        self._follow()
+        self.restored()
 
     def restored(self) -> None:
-        """Drive the line and wait for the next interrupt as the state says."""
+        """Drive the line, mask NMI and wait for the next interrupt as the state says."""
+        self._mask_nmi(self.nmi_masked)
         self._follow()
 
     # Registers.

@@ -73,7 +73,12 @@ class Pc:
         rtc_gate = Gate(self.irq(layout.IRQ_RTC, "rtc"))
         pit_gate = self._make_pit()
         self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
-        self.rtc: Final = Rtc(machine.clock, Pin(rtc_gate).line("rtc"))
+        # The NMI reaches LINT1 of every LAPIC, as the MADT says, unless port 0x70 masks it.
+        nmi_gate = Gate(Pin(*(lapic.lint1 for lapic in self.lapics), name="nmi").line())
+        self._nmi = Pin(nmi_gate, name="nmi")
+        self.rtc: Final = Rtc(
+            machine.clock, Pin(rtc_gate).line("rtc"), mask_nmi=lambda masked: nmi_gate.open(not masked)
+        )
         self.i8042: Final = I8042(
             self.irq(layout.IRQ_KEYBOARD, "keyboard"), self.irq(layout.IRQ_MOUSE, "mouse"), partial(reset, "i8042"),
             machine.clock,
@@ -142,6 +147,14 @@ class Pc:
         As `irq` but for the timer: its line 0 is pin 2 here as there, and pin 2 alone is 2.
         """
         return self.pins[number].line(name)
+
+    def nmi(self, name: str = "") -> Line:
+        """Return a new line of the non-maskable interrupt: a watchdog's, or a button's.
+
+        Its rising edge is the NMI, of each CPU whose LAPIC lets LINT1 through. A guest can mask it with bit 7
+        of port 0x70; unmasking while the line is up makes the edge then.
+        """
+        return self._nmi.line(name)
 
     def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> None:
         """Attach a user's device to the memory-mapped I/O bus, having told it of the machine.
