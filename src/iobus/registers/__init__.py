@@ -3,7 +3,7 @@
     from iobus.registers import RW, RW1C, Field, Register, RegisterBank, on_write
 
 From the ground up: `kinds.py` (what a guest can do with a bit), `entries.py` (a register map as plain
-data, and its checks), `language.py` (what a class body is written in), `layout.py` (how an access is
+data, and its checks), `fields.py` and `language.py` (what a class body is written in), `layout.py` (how an access is
 carried out), `hooks.py` (methods around accesses), `describe.py` (what an access is called), `bank.py` (the
 device).
 """
@@ -19,6 +19,7 @@ from iobus.registers.entries import (
     RegisterMap,
     ValueEntry,
 )
+from iobus.registers.fields import Field, Values, bits
 from iobus.registers.hooks import on_read, on_write
 from iobus.registers.kinds import (
     KINDS,
@@ -52,7 +53,7 @@ from iobus.registers.kinds import (
     W,
     kind,
 )
-from iobus.registers.language import Array, Field, Register, RegisterGroup, Values, bits
+from iobus.registers.language import Array, Register, RegisterGroup
 
 __all__ = [
     "KINDS",

@@ -7,7 +7,6 @@ defined; making a device is making its state.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -16,7 +15,7 @@ from iobus.registers.describe import Describer, RegisterAccess, describer
 from iobus.registers.entries import RegisterEntry, RegisterMap, Unmapped, check, end_of
 from iobus.registers.hooks import attach_hooks
 from iobus.registers.kinds import RES1
-from iobus.registers.language import Declaration, Declared, entries_of, field_text, members_of, refuse_names
+from iobus.registers.language import Declaration, Declared, doc_of, entries_of, field_text, members_of, refuse_names
 from iobus.registers.layout import Layout
 from iobus.state import State, StateError, Stateful
 from iobus.widths import Value
@@ -87,8 +86,9 @@ class RegisterBank(Stateful, Device, Generic[S], metaclass=Declared):
         if length is None:
             end = max((end_of(member) for member in members), default=0)
             length = vars(cls).get("length", max(end, cls.length))
-        doc = inspect.cleandoc(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
-        cls.map = RegisterMap(vars(cls).get("name") or cls.__name__, members, length, unmapped or cls.map.unmapped, doc)
+        cls.map = RegisterMap(
+            vars(cls).get("name") or cls.__name__, members, length, unmapped or cls.map.unmapped, doc_of(cls)
+        )
         check(cls.map)
         cls.length = length
         cls._layout = Layout(cls.map, updates=cls.update is not RegisterBank.update)

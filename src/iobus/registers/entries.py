@@ -9,6 +9,7 @@ Offsets and sizes are in bytes, positions and widths of fields in bits.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ Unmapped = Literal["zero", "ones", "decline"]
 
 class MapError(IobusError, ValueError):
     """A register map that cannot be: it names the places that are at odds, and the values."""
+
+    def __init__(self, message: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
+        """The names that lead to the offender, without indices; empty where it is no one entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,13 @@ def bit_range(msb: int, lsb: int) -> str:
     return f"[{msb}]" if msb == lsb else f"[{msb}:{lsb}]"
 
 
+def clean(doc: str) -> str:
+    """A description as maps have it: paragraphs of single-spaced text, with an empty line between them."""
+    text = "".join(character if character.isprintable() or character.isspace() else " " for character in doc)
+    paragraphs = re.split(r"\n[^\S\n]*\n\s*", text)
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.split())
+
+
 # The checks.
 
 
@@ -220,39 +233,43 @@ def check_group(where: str, members: Sequence[Entry]) -> None:
             f"{where}: {count_of(members)} registers are more than {MOST_REGISTERS}; "
             "so many are memory, which is no bank of registers"
         )
-    _check_members(where, members)
+    _check_members(where, members, ())
     _check_overlaps(where, members)
 
 
-def _check_members(where: str, members: Sequence[Entry]) -> None:
+def _check_members(where: str, members: Sequence[Entry], path: tuple[str, ...]) -> None:
     seen: dict[str, Entry] = {}
     for member in members:
         _check_name(where, member.name)
+        at = (*path, member.name)
         if member.name in seen:
             raise MapError(
                 f"{where}: two members are called {member.name}, "
-                f"at offset {seen[member.name].offset:#x} and at {member.offset:#x}"
+                f"at offset {seen[member.name].offset:#x} and at {member.offset:#x}",
+                at,
             )
         seen[member.name] = member
         name = f"{where}.{member.name}"
         if member.offset < 0:
-            raise MapError(f"{name}: offset {member.offset} is negative")
+            raise MapError(f"{name}: offset {member.offset} is negative", at)
         if isinstance(member, RegisterEntry):
             check_fields(name, member)
             check_reset(name, member)
         elif not member.members:
-            raise MapError(f"{name}: the group has no registers")
+            raise MapError(f"{name}: the group has no registers", at)
         else:
-            _check_members(name, member.members)
+            _check_members(name, member.members, at)
         if member.array is not None:
-            _check_array(name, member, member.array)
+            _check_array(name, member, member.array, at)
 
 
-def _check_array(name: str, entry: Entry, array: Dimension) -> None:
+def _check_array(name: str, entry: Entry, array: Dimension, at: tuple[str, ...]) -> None:
     if array.count < 1:
-        raise MapError(f"{name}: an array of {array.count} elements; it has at least 1")
+        raise MapError(f"{name}: an array of {array.count} elements; it has at least 1", at)
     if array.stride < entry.size:
-        raise MapError(f"{name}: elements {array.stride:#x} bytes apart overlap, for each has {entry.size:#x} bytes")
+        raise MapError(
+            f"{name}: elements {array.stride:#x} bytes apart overlap, for each has {entry.size:#x} bytes", at
+        )
 
 
 def _check_name(where: str, name: str) -> None:
@@ -301,6 +318,8 @@ def _check_field(where: str, field: FieldEntry, width: int) -> None:
     seen: dict[int, ValueEntry] = {}
     names: set[str] = set()
     for value in field.values:
+        if not value.name.isidentifier() or keyword.iskeyword(value.name) or value.name.startswith("_"):
+            raise MapError(f"{where}: field {field} has a value called {value.name!r}, which Python takes for no name")
         if not 0 <= value.value < 1 << field.width:
             raise MapError(
                 f"{where}: value {value.name}={value.value:#x} does not fit in the {field.width} bits of {field}"
@@ -319,14 +338,16 @@ def _check_overlaps(where: str, members: Sequence[Entry]) -> None:
         if item.offset % item.register.size:
             raise MapError(
                 f"{where}: {item.name} is at offset {item.offset:#x}, "
-                f"which is no multiple of its {item.register.size} bytes"
+                f"which is no multiple of its {item.register.size} bytes",
+                item.path,
             )
         last = [other for other in last if other.offset + other.register.size > item.offset]
         for other in last:
             if not _is_pair(other, item):
                 raise MapError(
                     f"{where}: {_extent(other)} and {_extent(item)} overlap; "
-                    "registers share an address only where one is read only and the other write only"
+                    "registers share an address only where one is read only and the other write only",
+                    item.path,
                 )
         last.append(item)
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from iobus.registers.entries import FieldEntry, MapError
-from iobus.registers.language import Array, FieldTarget, Register
+from iobus.registers.fields import FieldTarget
+from iobus.registers.language import Array, Register
 from iobus.registers.layout import BoundHook, Layout, Slot
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,6 +1,6 @@
-"""What a device's class body is written in: `Field`, `Register`, `RegisterGroup`, arrays, and hooks.
+"""What a device's class body is written in: `Register`, `RegisterGroup` and arrays of them.
 
-Stands on `entries.py`; `bank.py` makes a device of it. Each declared thing plays two parts. In a class
+Stands on `fields.py`; `bank.py` makes a device of it. Each declared thing plays two parts. In a class
 body it is a declaration: `CTRL = Control(0x0)` says that a register of the kind `Control` is at offset 0.
 Reached through a device it is a view of that device's state: `device.CTRL.ENABLE` is the field's value,
 an int, and assigning to it sets it. The types say the same, so that editors complete and checkers check.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 
 from iobus.registers.entries import (
     Dimension,
@@ -20,42 +19,19 @@ from iobus.registers.entries import (
     GroupEntry,
     MapError,
     RegisterEntry,
-    ValueEntry,
     bit_range,
     check_fields,
     check_group,
     check_reset,
+    clean,
 )
+from iobus.registers.fields import Field
 from iobus.registers.kinds import RES0, RES1, Access
 
 if TYPE_CHECKING:
     from iobus.registers.bank import RegisterBank
 
 T = TypeVar("T", bound="Register | RegisterGroup", covariant=True)
-
-
-class Bits(NamedTuple):
-    """Adjacent bits. Made by `bits`."""
-
-    msb: int
-    lsb: int
-
-
-def bits(msb: int, lsb: int) -> Bits:
-    """Bits `msb` down to `lsb`, both included: what datasheets write as [7:4] is `bits(7, 4)`."""
-    return Bits(msb, lsb)
-
-
-class Values(IntEnum):
-    """Named values of a field, with a sentence on each where wanted: `FAST = 1, "At the full clock"`."""
-
-    doc: str
-
-    def __new__(cls, value: int, doc: str = "") -> Self:
-        self = int.__new__(cls, value)
-        self._value_ = value
-        self.doc = doc
-        return self
 
 
 class Declared(type):
@@ -86,90 +62,6 @@ class _Namespace(dict[str, object]):
 
 def _shown(item: object) -> str:
     return f"the method {item.__name__}()" if inspect.isfunction(item) else repr(item)
-
-
-class Field(property):
-    """Some bits of a register. Through a device's register it is their value, an int.
-
-    `where` is the number of a bit, or `bits(msb, lsb)`; `access` is what a guest can do with it.
-    `reset` is its value after reset and `values` names what its values mean. `name` is the
-    datasheet's name where that is none that Python takes.
-    """
-
-    # A property, for nothing else that looks at Python code is as fast: one look-up and one call.
-
-    _declared: ClassVar = True
-
-    def __init__(
-        self,
-        where: int | Bits,
-        access: Access,
-        doc: str = "",
-        *,
-        reset: int = 0,
-        values: type[IntEnum] | None = None,
-        name: str = "",
-    ) -> None:
-        msb, lsb = where if isinstance(where, Bits) else (where, where)
-        mask = (1 << max(msb - lsb + 1, 0)) - 1
-        self.msb, self.lsb, self.mask = msb, lsb, mask
-        self.access = access
-        self.description = doc
-        self.reset = reset
-        self.values = values
-        self.name = name
-        self.attribute = ""
-
-        def get(register: Register) -> Any:
-            bank = register._bank
-            if bank is None:  # in a class body, for a hook
-                return FieldTarget(register, self.name)
-            return bank.state.registers[register._index] >> lsb & mask
-
-        super().__init__(get, self._assign, doc=doc)
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.attribute = name
-        self.name = self.name or name
-
-    def __repr__(self) -> str:
-        return f"the field at {bit_range(self.msb, self.lsb)}"
-
-    if TYPE_CHECKING:
-
-        @overload  # type: ignore[override]
-        def __get__(self, register: None, owner: type) -> Field: ...
-        @overload
-        def __get__(self, register: Register, owner: type) -> int: ...
-        def __get__(self, register: Register | None, owner: type) -> Field | int: ...
-        def __set__(self, register: Register, value: int) -> None: ...
-
-    def _assign(self, register: Register, value: int) -> None:
-        bank = register._require_bank()
-        if value & self.mask != value:
-            raise ValueError(
-                f"{register._name()}.{self.name} = {value}: a field of {plural(self.msb - self.lsb + 1, 'bit')} "
-                f"takes 0 to {self.mask}"
-            )
-        if not self.access.keeps:
-            raise ValueError(f"{register._name()}.{self.name} = {value}: it is {self.access} and keeps nothing")
-        values, index = bank.state.registers, register._index
-        values[index] = values[index] & ~(self.mask << self.lsb) | value << self.lsb
-
-    def entry(self) -> FieldEntry:
-        """Return the field as plain data."""
-        named = tuple(ValueEntry(int(item), item.name, getattr(item, "doc", "")) for item in self.values or ())
-        return FieldEntry(self.name, self.lsb, self.msb - self.lsb + 1, self.access, self.description, named)
-
-
-class FieldTarget:
-    """What `CTRL.ENABLE` is in a class body: the field that a hook is for."""
-
-    __slots__ = ("name", "register")
-
-    def __init__(self, register: Register, name: str) -> None:
-        self.register = register
-        self.name = name
 
 
 class Place:
@@ -222,7 +114,7 @@ class Register(metaclass=Declared):
         refuse_names(cls, Register, [field.attribute for field in cls._fields])
         entries = tuple(field.entry() for field in cls._fields)
         width = cls._layout.width if width is None else width
-        layout = RegisterEntry(cls.__name__, 0, width, entries, 0, RES0 if rest is None else rest, _doc_of(cls))
+        layout = RegisterEntry(cls.__name__, 0, width, entries, 0, RES0 if rest is None else rest, doc_of(cls))
         check_fields(cls.__name__, layout)
         if rest is None and layout.rest_mask:
             raise MapError(
@@ -309,7 +201,7 @@ class Register(metaclass=Declared):
     def _entry(self) -> RegisterEntry:
         place, layout = self._place, self._layout
         reset = layout.reset if place.reset is None else place.reset
-        doc = place.doc or layout.doc
+        doc = clean(place.doc) or layout.doc
         return RegisterEntry(
             place.name, place.offset, layout.width, layout.fields, reset, layout.rest, doc, place.array
         )
@@ -379,7 +271,7 @@ class RegisterGroup(metaclass=Declared):
     def _entry(self) -> GroupEntry:
         place = self._place
         return GroupEntry(
-            place.name, place.offset, entries_of(self._members), place.doc or _doc_of(type(self)), place.array
+            place.name, place.offset, entries_of(self._members), clean(place.doc) or doc_of(type(self)), place.array
         )
 
 
@@ -456,11 +348,6 @@ def field_text(field: FieldEntry, register: int) -> str:
     return str(value) if value < 10 else f"{value:#x}"
 
 
-def plural(count: int, what: str) -> str:
-    """`1 bit`, `2 bits`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _attributes(cls: type) -> dict[str, Any]:
     """The attributes of a class and its bases, as they hold for the class, in the order of their first declaration."""
     found: dict[str, Any] = {}
@@ -504,8 +391,9 @@ def entries_of(members: dict[str, tuple[Declaration, int]]) -> tuple[Entry, ...]
     return tuple(declaration._entry() for declaration, _ in members.values())
 
 
-def _doc_of(cls: type) -> str:
-    return inspect.cleandoc(cls.__doc__ or "") if "__doc__" in vars(cls) else ""
+def doc_of(cls: type) -> str:
+    """The class's own docstring, as maps have it."""
+    return clean(vars(cls).get("__doc__") or "")
 
 
 def _bits_of(mask: int) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from iobus.registers.bank import RegisterBank
 from iobus.registers.entries import Entry, FieldEntry, RegisterEntry, RegisterMap, check
-from iobus.registers.language import Array, Bits, Declared, Field, Register, RegisterGroup, Values, is_taken
+from iobus.registers.fields import Bits, Field, Values
+from iobus.registers.language import Array, Declared, Register, RegisterGroup, is_taken
 
 
 class BuiltBank(RegisterBank):
