@@ -210,7 +210,7 @@ _MODE_3_SEQUENCER: Final = bytes.fromhex("03 00 03 00 02")
 _MODE_3_CRTC: Final = bytes.fromhex(
     "5f 4f 50 82 55 81 bf 1f 00 4f 0d 0e 00 00 00 00 9c 8e 8f 28 1f 96 b9 a3 ff"
 )  # fmt: skip
-_MODE_3_GRAPHICS: Final = bytes.fromhex("00 00 00 00 00 10 0e 00 ff")
+_MODE_3_GRAPHICS: Final = bytes.fromhex("00 00 00 00 00 10 0e 0f ff")
 _MODE_3_ATTRIBUTE: Final = bytes.fromhex(
     "00 01 02 03 04 05 14 07 38 39 3a 3b 3c 3d 3e 3f 0c 00 0f 08 00"
 )  # fmt: skip
