@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -124,10 +125,9 @@ def test_the_mode_that_is_set_without_firmware_is_the_bioss(vgabios: bytes) -> N
 class Session:
     """A guest that runs on a thread of its own."""
 
-    def __init__(self, busybox: bytes, script: str, append: str, files: Mapping[str, bytes]) -> None:
-        self.pc = Pc(UnicornEngine())
-        initrd = busybox_initrd(busybox, script, files)
-        guest = Guest(LinuxKernel.read(debian.cloud_kernel()), initrd, f"{TEXT_COMMAND_LINE} {append}")
+    def __init__(self, kernel: Path, initrd: bytes, command_line: str, memory: int) -> None:
+        self.pc = Pc(UnicornEngine(), memory=memory)
+        guest = Guest(LinuxKernel.read(kernel), initrd, command_line)
         guest.load(self.pc)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(guest,), daemon=True)
@@ -138,16 +138,17 @@ class Session:
 
     def wait_for(self, text: str) -> None:
         """Until the screen shows `text`."""
+        self.wait_until(lambda shown: text in shown)
+
+    def wait_until(self, good: Callable[[str], bool]) -> None:
         end = time.monotonic() + SECONDS
-        while text not in str(self.pc.screen()):
-            assert not self.stopped.wait(0.02) and time.monotonic() < end, f"{text!r} did not come:\n{self.pc.screen()}"
+        while not good(str(self.pc.screen())):
+            assert not self.stopped.wait(0.02) and time.monotonic() < end, f"it did not come:\n{self.pc.screen()}"
 
 
 @contextlib.contextmanager
-def session(
-    busybox: bytes, script: str, append: str = "quiet", files: Mapping[str, bytes] = MappingProxyType({})
-) -> Iterator[Session]:
-    it = Session(busybox, script, append, files)
+def started(kernel: Path, initrd: bytes = b"", command_line: str = "", memory: int = 256 << 20) -> Iterator[Session]:
+    it = Session(kernel, initrd, command_line, memory)
     it.thread.start()
     try:
         yield it
@@ -155,6 +156,13 @@ def session(
         it.pc.machine.stop(KickExit())
         it.thread.join(SECONDS)
         it.pc.machine.close()
+
+
+def session(
+    busybox: bytes, script: str, append: str = "quiet", files: Mapping[str, bytes] = MappingProxyType({})
+) -> contextlib.AbstractContextManager[Session]:
+    initrd = busybox_initrd(busybox, script, files)
+    return started(debian.cloud_kernel(), initrd, f"{TEXT_COMMAND_LINE} {append}")
 
 
 SHELL = """\
@@ -230,6 +238,23 @@ def test_linux_drives_scan_code_set_3(busybox: bytes) -> None:
             it.pc.keyboard.press("Backspace")
         it.pc.keyboard.type("again'\n")
         it.wait_for("\nThe quick [BROWN] fox_123456again\n")
+
+
+def test_memtest86_is_seen_and_listens() -> None:
+    """memtest86+ polls the keyboard: F1 opens its menu over the running test, F10 closes it."""
+    try:
+        kernel = debian.fetch("memtest86+") / "boot/memtest86+x64.bin"
+    except debian.GuestUnavailableError as exc:
+        pytest.skip(f"no guest: {exc}")
+    with started(kernel, memory=32 << 20) as it:
+        it.wait_for("Status: Testing")
+        screen = it.pc.screen()
+        assert screen.lines[0].startswith("      Memtest86+ v") and screen.lines[6].startswith("─" * 28 + "┴")
+        assert screen.attributes[80] == 0x17 and screen.attributes[6] == 0x70  # white on blue; black on white
+        it.pc.keyboard.press("F1")
+        it.wait_for("Settings:")
+        it.pc.keyboard.press("F10")
+        it.wait_until(lambda text: "Settings:" not in text)
 
 
 def test_a_session_at_the_terminal(busybox: bytes) -> None:
