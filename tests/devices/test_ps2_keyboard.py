@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ps2_rig import RAW, TRANSLATED, Board
 
-from iobus.devices.ps2_keyboard import PAUSE
+from iobus.clock import Clock
+from iobus.devices.ps2_keyboard import PAUSE, Keyboard
 
 
 def test_keyboard_reset() -> None:
@@ -337,6 +338,32 @@ def test_a_key_held_for_ever_fills_the_buffer_once() -> None:
     assert set(codes[:-1]) == {0x1E} and codes[-1] == 0xFF and len(codes) <= 16
     board.clock.advance(92 * MS)
     assert board.drain() == [0x1E]
+
+
+class JumpingClock(Clock):
+    """Time that goes on between two looks at it, as the host's does when the machine is not given the CPU."""
+
+    time = 0
+
+    def now(self) -> int:
+        return self.time
+
+    def jump(self, ns: int) -> None:
+        self.time += ns
+        self.run_due()
+
+
+def test_repeats_that_were_missed_are_not_made_up_for() -> None:
+    """After a long pause the key repeats once, and then at the times it would have."""
+    clock = JumpingClock()
+    keyboard = Keyboard(clock, lambda: None)
+    keyboard.key(0x1E, False)
+    clock.jump(10_000 * MS)
+    assert keyboard.state.codes == [0x1C, 0x1C]
+    clock.jump(0)
+    assert keyboard.state.codes == [0x1C, 0x1C]
+    clock.jump(92 * MS)
+    assert keyboard.state.codes == [0x1C, 0x1C, 0x1C]
 
 
 def test_a_repeat_interrupts() -> None:

@@ -121,6 +121,22 @@ def test_dac_writes_and_reads_colours_in_threes() -> None:
     assert board.inb(0x3C9) == 0
 
 
+def test_a_new_dac_index_begins_a_colour() -> None:
+    """What was read or written of another one before does not count."""
+    board = Board()
+    for index, colour in ((5, (1, 2, 3)), (6, (4, 5, 6))):
+        board.out(0x3C8, index)
+        for part in (9, 9)[: index - 4]:
+            board.out(0x3C9, part)
+        board.out(0x3C8, index)
+        for part in colour:
+            board.out(0x3C9, part)
+    board.out(0x3C7, 6)
+    board.inb(0x3C9)
+    board.out(0x3C7, 5)
+    assert [board.inb(0x3C9) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_input_status_0() -> None:
     """The comparator senses a display."""
     assert Board().inb(0x3C2) == 0x10

@@ -52,6 +52,44 @@ def test_odd_even_puts_characters_in_plane_0_and_attributes_in_plane_1() -> None
     assert [board.plane(plane, 0x101) for plane in range(4)] == [0, 0, 0, 0]
 
 
+def test_odd_even_takes_planes_in_pairs() -> None:
+    """Even addresses write planes 0 and 2, odd ones 1 and 3, as far as the map mask lets them."""
+    board = Board()
+    board.set(SEQUENCER, 2, 0x0F)
+    board.poke(TEXT + 6, 0x11)
+    board.poke(TEXT + 7, 0x22)
+    assert [board.plane(plane, 6) for plane in range(4)] == [0x11, 0x22, 0x11, 0x22]
+    board.set(SEQUENCER, 2, 0x06)
+    board.poke(TEXT + 6, 0x3333, 2)
+    assert [board.plane(plane, 6) for plane in range(4)] == [0x11, 0x33, 0x33, 0x22]
+
+
+REGISTERS = st.lists(
+    st.one_of(
+        st.tuples(st.just(SEQUENCER), st.sampled_from((2, 4)), st.sampled_from((0, 2, 3, 4, 6, 8, 0x0F))),
+        st.tuples(st.just(GRAPHICS), st.sampled_from((0, 1, 3, 5, 6, 8)), st.integers(0, 255)),
+    ),
+    max_size=4,
+)
+
+
+@given(REGISTERS, st.integers(0, 0x7FFE), st.sampled_from((2, 4, 8)), st.binary(min_size=8, max_size=8))
+def test_a_wide_write_is_its_bytes(registers: list[tuple[int, int, int]], offset: int, size: int, data: bytes) -> None:
+    """Whatever the registers say, memory is the same after one access and after as many of a byte."""
+    boards = Board(), Board()
+    for board in boards:
+        for port, index, value in registers:
+            board.set(port, index, value)
+        board.fill(0x10, 0x12, 0x34, 0x56, 0x78)
+        board.mmio.read(TEXT + 0x10, 1)  # fills the latches
+    wide, narrow = boards
+    taken = wide.poke(TEXT + offset, int.from_bytes(data[:size], "little"), size) is not NotImplemented
+    for index in range(size):
+        if taken:
+            narrow.poke(TEXT + offset + index, data[index])
+    assert wide.vga.state.memory == narrow.vga.state.memory
+
+
 def test_read_map_select_chooses_the_pair_in_odd_even() -> None:
     """Its bit 1 stands, A0 replaces bit 0."""
     board = Board()
