@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iobus.bus import Device
+from iobus.exits import MmioExit
+from iobus.machine import Machine
 from iobus.memory import Memory, MemoryRangeError
 
 
@@ -141,3 +144,68 @@ def test_ram_beside_a_dictionary_of_bytes(pages: set[int], writes: list[tuple[in
                 memory.write(gpa, data)
     for page in pages:
         assert memory.read(page * 0x1000, 0x1000) == bytes(model[page * 0x1000 + offset] for offset in range(0x1000))
+
+
+# Read-only slots.
+
+
+def test_a_read_only_slot_is_read_and_not_written() -> None:
+    """write, store and zero refuse it whole; program, as who makes a ROM, does not; find tells the two apart."""
+    memory = Memory()
+    memory.add(0, 0x1000)
+    memory.add(0x1000, 0x1000, readonly=True)
+    memory.program(0xFFE, b"abcd")
+    assert memory.read(0xFFE, 4) == b"abcd"
+    for attempt in (
+        lambda: memory.write(0xFFE, b"wxyz"),
+        lambda: memory.store(0x1000, 8, 0),
+        lambda: memory.zero(0, 0x2000),
+    ):
+        with pytest.raises(MemoryRangeError, match="is not all RAM that can be written"):
+            attempt()
+    assert memory.read(0xFFE, 4) == b"abcd"
+    assert memory.find(0x1000, 8) and memory.find(0x1000, 8, write=True) is None
+    memory.clear()
+    assert memory.read(0xFFE, 4) == b"\0\0cd"
+
+
+def test_protection_comes_and_goes() -> None:
+    """Told once for each change, with the slot."""
+    memory = Memory()
+    slot = memory.add(0x1000, 0x1000)
+    changes: list[tuple[int, bool]] = []
+    memory.on_protect = lambda slot, readonly: changes.append((slot.base, readonly))
+    for readonly in (False, True, True, False):
+        memory.protect(slot, readonly)
+        assert (memory.find(0x1000, write=True) is None) == readonly
+    assert changes == [(0x1000, True), (0x1000, False)]
+
+
+@given(st.integers(0, 0x3000), st.integers(0, 0x3000))
+def test_zeros_are_written_just_where_asked(start: int, length: int) -> None:
+    """Whole pages and parts, and across two slots."""
+    memory = Memory()
+    memory.add(0, 0x2000)
+    memory.add(0x2000, 0x2000)
+    memory.write(0, b"\xff" * 0x4000)
+    length = min(length, 0x4000 - start)
+    memory.zero(start, length)
+    assert memory.read(0, 0x4000) == b"\xff" * start + bytes(length) + b"\xff" * (0x4000 - start - length)
+
+
+def test_what_writes_for_the_guest_treats_a_rom_as_the_cpu_does() -> None:
+    """A store by a guest virtual address and DMA reach the bus; their reads the ROM."""
+    machine = Machine()
+    machine.memory.add(0, 0x1000, readonly=True)
+    machine.memory.program(0, b"\x01\x02\x03\x04")
+    taken: list[tuple[int, int, int]] = []
+    device = Device()
+    device.write = lambda offset, size, value: taken.append((offset, size, value))  # type: ignore[method-assign]
+    vcpu, dma = machine.vcpus[0], machine.dma(Device())
+    assert vcpu.store(2, 4, 0xAABBCCDD) == MmioExit(2, 4, True, 0xAABBCCDD)
+    vcpu.abandon()
+    machine.mmio.attach(device, 0, 0x1000)
+    assert vcpu.store(2, 4, 0xAABBCCDD) is None and vcpu.load(0, 4) == 0x04030201
+    dma.write(0, b"abc")
+    assert taken == [(2, 4, 0xAABBCCDD), (0, 2, 0x6261), (2, 1, 0x63)]
+    assert dma.read(0, 4) == b"\x01\x02\x03\x04"

@@ -251,7 +251,7 @@ class Dma:
     def write(self, gpa: int, data: bytes) -> None:
         """Write `data` at `gpa`. Raises `ReentrancyError`."""
         done = 0
-        for at, count in self._pieces(gpa, len(data)):
+        for at, count in self._pieces(gpa, len(data), write=True):
             piece = data[done : done + count]
             done += count
             try:
@@ -260,14 +260,14 @@ class Dma:
                 with self._machine.lock:
                     self._guarded(at, count, int.from_bytes(piece, "little"))
 
-    def _pieces(self, gpa: int, length: int) -> list[tuple[int, int]]:
+    def _pieces(self, gpa: int, length: int, *, write: bool = False) -> list[tuple[int, int]]:
         """Cut at RAM's borders; what is not RAM into aligned elements of at most 8 bytes."""
         if gpa < 0 or length < 0:
             raise ValueError(f"DMA of {length} bytes at {gpa:#x}: neither may be negative")
         pieces: list[tuple[int, int]] = []
         at, end = gpa, gpa + length
         while at < end:
-            slot = self._machine.memory.find(at)
+            slot = self._machine.memory.find(at, write=write)
             if slot is not None:
                 count = min(end, slot.base + slot.size) - at
             else:

@@ -2,6 +2,9 @@
 
 Near the ground: imports only `bus.py`'s error root. Engines map the slots into their CPU; software
 that acts for the guest (DMA, page walks, boot loaders) reads and writes here. RAM is not on the bus.
+
+A slot may be read-only, always (a ROM) or for a time (RAM behind a chipset's write protection): it is read
+as RAM is, and a write to it is an access to the bus, where a device may have a use for it.
 """
 
 from __future__ import annotations
@@ -35,10 +38,14 @@ class Memory:
 
     def __init__(self) -> None:
         self.slots: tuple[Slot, ...] = ()
+        self.readonly: frozenset[int] = frozenset()
+        """The bases of the slots that are read-only now."""
         self.on_write: Callable[[int, int], None] | None = None
         """Called as `(gpa, length)` after a write made here: an engine drops stale translations."""
+        self.on_protect: Callable[[Slot, bool], None] | None = None
+        """Called as `(slot, readonly)` when `protect` changed a slot: an engine maps it so."""
 
-    def add(self, base: int, size: int) -> Slot:
+    def add(self, base: int, size: int, *, readonly: bool = False) -> Slot:
         """Put `size` bytes of zeroed RAM at `base`; both whole pages. Raises `MemoryRangeError`."""
         if base % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or base < 0:
             raise MemoryRangeError(f"RAM at {base:#x} of {size:#x} bytes: both must be whole pages of 4096 bytes")
@@ -51,13 +58,22 @@ class Memory:
         buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         slot = Slot(base, size, buffer, memoryview(buffer))
         self.slots = tuple(sorted((*self.slots, slot), key=lambda slot: slot.base))
+        if readonly:
+            self.readonly |= {base}
         return slot
 
-    def find(self, gpa: int, length: int = 1) -> Slot | None:
-        """Return the slot that holds all of `[gpa, gpa + length)`, or None."""
+    def protect(self, slot: Slot, readonly: bool) -> None:
+        """Make a slot read-only, or RAM again. Called while a vCPU is at rest or in one of its own accesses."""
+        if (slot.base in self.readonly) != readonly:
+            self.readonly ^= {slot.base}
+            if self.on_protect is not None:
+                self.on_protect(slot, readonly)
+
+    def find(self, gpa: int, length: int = 1, *, write: bool = False) -> Slot | None:
+        """Return the slot that holds all of `[gpa, gpa + length)`, or None; for a `write`, if that can be."""
         for slot in self.slots:
             if slot.base <= gpa and gpa + length <= slot.base + slot.size:
-                return slot
+                return None if write and slot.base in self.readonly else slot
         return None
 
     def read(self, gpa: int, length: int) -> bytes:
@@ -65,9 +81,16 @@ class Memory:
         return b"".join(bytes(slot.view[start : start + count]) for slot, start, count in self._pieces(gpa, length))
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
-        """Write `data` at `gpa`: all of it, or nothing and `MemoryRangeError`."""
+        """Write `data` at `gpa`: all of it, or nothing and `MemoryRangeError` where it is not all writable RAM."""
+        self._write(gpa, data, self._pieces(gpa, len(data), write=True))
+
+    def program(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at `gpa` as `write` does, into read-only slots too: as who makes a ROM, not as a guest."""
+        self._write(gpa, data, self._pieces(gpa, len(data)))
+
+    def _write(self, gpa: int, data: bytes | bytearray | memoryview, pieces: list[tuple[Slot, int, int]]) -> None:
         at = 0
-        for slot, start, count in self._pieces(gpa, len(data)):
+        for slot, start, count in pieces:
             slot.view[start : start + count] = data[at : at + count]
             at += count
         if self.on_write is not None and at:
@@ -83,7 +106,7 @@ class Memory:
 
     def zero(self, gpa: int, length: int) -> None:
         """Zero `length` bytes from `gpa`: all, or nothing and `MemoryRangeError`. Whole pages are given back."""
-        for slot, start, count in self._pieces(gpa, length):
+        for slot, start, count in self._pieces(gpa, length, write=True):
             first, last = -(-start // PAGE_SIZE) * PAGE_SIZE, (start + count) // PAGE_SIZE * PAGE_SIZE
             if first < last:
                 slot.buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
@@ -95,20 +118,22 @@ class Memory:
             self.on_write(gpa, length)
 
     def clear(self) -> None:
-        """Zero all RAM, as at power-on."""
+        """Zero all RAM that is not read-only, as at power-on."""
         for slot in self.slots:
+            if slot.base in self.readonly:
+                continue
             slot.buffer.madvise(mmap.MADV_DONTNEED)
             if self.on_write is not None:
                 self.on_write(slot.base, slot.size)
 
-    def _pieces(self, gpa: int, length: int) -> list[tuple[Slot, int, int]]:
+    def _pieces(self, gpa: int, length: int, *, write: bool = False) -> list[tuple[Slot, int, int]]:
         pieces: list[tuple[Slot, int, int]] = []
         at, end = gpa, gpa + length
         for slot in self.slots:
-            if at < end and slot.base <= at < slot.base + slot.size:
+            if at < end and slot.base <= at < slot.base + slot.size and not (write and slot.base in self.readonly):
                 count = min(end, slot.base + slot.size) - at
                 pieces.append((slot, at - slot.base, count))
                 at += count
         if at != end or length < 0:
-            raise MemoryRangeError(f"[{gpa:#x}, {end:#x}) is not all RAM")
+            raise MemoryRangeError(f"[{gpa:#x}, {end:#x}) is not all RAM{' that can be written' if write else ''}")
         return pieces

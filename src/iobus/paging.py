@@ -114,7 +114,7 @@ def translate(
     last = len(visited) - 1
     for index, (where, entry) in enumerate(visited):
         marked = entry | _A | (_D if write and index == last else 0)
-        if marked != entry:
+        if marked != entry and memory.find(where, width, write=True) is not None:  # a table in a ROM stays as it is
             memory.store(where, width, marked)
     page_mask = (1 << shift) - 1
     if large and width == 4:  # PSE-36: bits 13-20 of the entry are address bits 32-39

@@ -230,7 +230,7 @@ class VCPU:
     # Within.
 
     def _unclaimed_mmio(self, address: int, size: int, value: int | None) -> int:
-        if self._is_ram(address, size):  # eclipsed, by a device that declined or on another vCPU
+        if self._is_ram(address, size, write=value is not None):  # eclipsed, by a device that declined or on another vCPU
             if value is None:
                 return self.machine.memory.load(address, size)
             self.machine.memory.store(address, size, value)
@@ -243,8 +243,8 @@ class VCPU:
     def _unclaimed(self, exit: MmioExit | PioExit) -> int:
         return self.executor.unclaimed(exit) & (1 << 8 * exit.size) - 1
 
-    def _is_ram(self, gpa: int, length: int) -> bool:
-        return self.machine.memory.find(gpa, length) is not None
+    def _is_ram(self, gpa: int, length: int, *, write: bool) -> bool:
+        return self.machine.memory.find(gpa, length, write=write) is not None
 
     def _emulate(self, verb: str, gva: int, size: int, value: int | None, user: bool | None) -> bytearray | MmioExit:
         """The seed's emulated read and write: finish an earlier exit, translate, RAM, device, exit."""
@@ -273,7 +273,7 @@ class VCPU:
                         access.data[place] = found.to_bytes(length, "little")
                     access.done += 1
                     continue
-                if not self._is_ram(gpa, length):
+                if not self._is_ram(gpa, length, write=is_write):
                     access.exit = MmioExit(gpa, length, is_write, piece if is_write else 0)
                     self._pending = access
                     return access.exit
@@ -292,7 +292,7 @@ class VCPU:
         while at < size:
             length = min(size - at, PAGE_SIZE - (gva + at) % PAGE_SIZE)
             gpa = self.translate(gva + at, write=value is not None, user=user)
-            if self._is_ram(gpa, length) and not self.eclipses_ram(gpa, length):
+            if self._is_ram(gpa, length, write=value is not None) and not self.eclipses_ram(gpa, length):
                 fragments.append((gpa, at, length, True))
             else:  # elements of the bus's sizes, largest first
                 part = 0

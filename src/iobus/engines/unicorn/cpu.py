@@ -300,10 +300,17 @@ class UnicornCpu:
                 self._map_hole(at, slot.base)
             host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer))
             self.library.map_ram(self.uc, slot.base, slot.size, host)
+            if slot.base in self.machine.memory.readonly:
+                self.library.protect(self.uc, slot.base, slot.size, True)
             self.mapped_ram(slot, host)
             at = slot.base + slot.size
         self._map_hole(at, 1 << PHYSICAL_BITS)
         self._mapped = slots
+
+    def protect(self, slot: Slot, readonly: bool) -> None:
+        """Have writes to `slot` go to the buses, or to RAM again, from the next instruction on."""
+        if self._mapped is not None:  # else when it is mapped
+            self.library.protect(self.uc, slot.base, slot.size, readonly)
 
     def _map_hole(self, start: int, end: int) -> None:
         """Everything that is not RAM is asked of the buses."""
@@ -342,6 +349,14 @@ class UnicornCpu:
             except BaseException as exc:
                 self._fail(exc)
 
+        def write_protected(_: int, __: int, address: int, size: int, value: int, ___: int) -> bool:
+            try:
+                vcpu.mmio_write(address, size, value & _MASKS[size])
+            except BaseException as exc:
+                self._fail(exc)
+            return True  # the library then drops the write
+
+        self.hook(uc_api.HOOK_WRITE_PROTECTED, uc_api.WRITE_PROTECTED_CB(write_protected))
         self.hook(uc_api.HOOK_INSN, uc_api.IN_CB(port_in), instruction=uc_api.INSN_IN)
         self.hook(uc_api.HOOK_INSN, uc_api.OUT_CB(port_out), instruction=uc_api.INSN_OUT)
         self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(self._on_cpuid), instruction=uc_api.INSN_CPUID)

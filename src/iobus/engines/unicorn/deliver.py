@@ -308,7 +308,7 @@ class _Write:
     def __call__(self) -> None:
         memory = self._vcpu.machine.memory
         for gpa, data in self._pieces:
-            if memory.find(gpa, len(data)) is not None:
+            if memory.find(gpa, len(data), write=True) is not None:
                 memory.write(gpa, data)
             else:
                 for index, byte in enumerate(data):

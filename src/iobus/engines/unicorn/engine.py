@@ -21,6 +21,7 @@ from iobus.engines.unicorn.native import NativeCpu
 from iobus.exits import EngineError
 from iobus.irq import Irqchip
 from iobus.machine import Machine
+from iobus.memory import Slot
 from iobus.vcpu import VCPU
 
 
@@ -51,6 +52,7 @@ class UnicornEngine:
             raise EngineError(f"the unicorn engine runs 1 vCPU, not {len(machine.vcpus)}")
         self._machine = machine
         machine.memory.on_write = self._written
+        machine.memory.on_protect = self._protected
 
     def executor(self, vcpu: VCPU) -> UnicornCpu:
         """Return what runs `vcpu`, having chosen the way of running."""
@@ -90,6 +92,10 @@ class UnicornEngine:
         if self.library.version != uc_api.VERSION:
             found, known = (".".join(map(str, version)) for version in (self.library.version, uc_api.VERSION))
             raise MismatchError(f"the library is Unicorn {found}, not {known}")
+
+    def _protected(self, slot: Slot, readonly: bool) -> None:
+        if self._cpu is not None:
+            self._cpu.protect(slot, readonly)
 
     def _written(self, gpa: int, length: int) -> None:
         if self._cpu is not None:

@@ -22,11 +22,13 @@ VERSION: Final = (2, 1, 4)
 ARCH_X86: Final = 4
 MODE_64: Final = 8
 PROT_ALL: Final = 7
+_PROT_READ_EXEC: Final = 5
 _PROT_EXEC: Final = 4
 
 HOOK_INTR: Final = 1 << 0
 HOOK_INSN: Final = 1 << 1
 HOOK_CODE: Final = 1 << 2
+HOOK_WRITE_PROTECTED: Final = 1 << 8
 HOOK_INSN_INVALID: Final = 1 << 14
 HOOK_EDGE_GENERATED: Final = 1 << 15
 
@@ -53,6 +55,7 @@ SYSCALL_CB = CFUNCTYPE(None, c_void_p, c_void_p)
 CPUID_CB = CFUNCTYPE(c_int, c_void_p, c_void_p)
 IN_CB = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
 OUT_CB = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
+WRITE_PROTECTED_CB = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_uint64, c_void_p)
 EDGE_CB = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_void_p)
 MMIO_READ_CB = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_void_p)
 MMIO_WRITE_CB = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p)
@@ -100,6 +103,7 @@ class Library:
             "uc_hook_del": [c_void_p, c_size_t],
             "uc_mem_map": [c_void_p, c_uint64, c_size_t, c_uint32],
             "uc_mem_map_ptr": [c_void_p, c_uint64, c_size_t, c_uint32, c_void_p],
+            "uc_mem_protect": [c_void_p, c_uint64, c_size_t, c_uint32],
             "uc_mmio_map": [c_void_p, c_uint64, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p],
             "uc_vmem_read": [c_void_p, c_uint64, c_uint32, c_void_p, c_size_t],
             "uc_context_alloc": [c_void_p, c_void_p],
@@ -148,6 +152,11 @@ class Library:
     def map_ram(self, uc: int, base: int, size: int, host: int) -> None:
         """Map host memory as guest RAM."""
         self.check(self._short.uc_mem_map_ptr(uc, base, size, PROT_ALL, host), f"mapping RAM at {base:#x}")
+
+    def protect(self, uc: int, base: int, size: int, readonly: bool) -> None:
+        """Let writes to mapped RAM come to `HOOK_WRITE_PROTECTED`, which is to answer true, or to the RAM again."""
+        access = _PROT_READ_EXEC if readonly else PROT_ALL
+        self.check(self._short.uc_mem_protect(uc, base, size, access), f"protecting RAM at {base:#x}")
 
     def map_scratch(self, uc: int, base: int, size: int) -> None:
         """Map memory of the library's own."""
