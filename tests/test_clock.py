@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -300,3 +301,40 @@ def test_any_sequence_fires_what_a_list_of_deadlines_says(
             now = target
         assert fired == expected
         assert clock.next_deadline() == (min(armed.values())[0] if armed else None)
+
+
+def test_call_soon_is_called_where_timers_fire() -> None:
+    """What other threads give is called in order, before timers, by the next `advance`; what it gives waits for one."""
+    clock = SteppedClock()
+    done: list[str] = []
+
+    def first() -> None:
+        done.append("first")
+        clock.call_soon(lambda: done.append("later"))
+
+    clock.timer(lambda: done.append("timer")).arm(0)
+    thread = threading.Thread(target=lambda: (clock.call_soon(first), clock.call_soon(lambda: done.append("second"))))
+    thread.start()
+    thread.join()
+    assert done == []
+    clock.advance(0)
+    assert done == ["first", "second", "timer"]
+    clock.advance(0)
+    assert done[3:] == ["later"]
+
+
+def test_call_soon_that_raises() -> None:
+    """The error names the callback and has the cause; what was given behind it is called by the next `advance`."""
+    clock = SteppedClock()
+    done: list[str] = []
+
+    def broken() -> None:
+        raise KeyError("no packet")
+
+    clock.call_soon(broken)
+    clock.call_soon(lambda: done.append("behind"))
+    with pytest.raises(TimerError, match=r"call_soon.*broken.*KeyError: 'no packet'") as caught:
+        clock.advance(0)
+    assert isinstance(caught.value.__cause__, KeyError)
+    clock.advance(0)
+    assert done == ["behind"]

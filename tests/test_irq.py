@@ -256,3 +256,19 @@ def test_eois_reach_every_listener() -> None:
     bus.on_eoi(lambda vector: heard.append((2, vector)))
     bus.eoi(0x41)
     assert heard == [(1, 0x41), (2, 0x41)]
+
+
+def test_what_intercepts_a_pin_decides_what_it_sees() -> None:
+    """Changes of the lines go to `intercept` in place of the pin, and through `change` on to it, also later."""
+    levels: list[bool] = []
+    pin = Pin(levels.append)
+    line = pin.line("a")
+    held: list[bool] = []
+    pin.intercept = held.append
+    line.set(True)
+    assert (line.level, pin.level, pin.count, held, levels) == (True, False, 0, [True], [])
+    pin.change(held.pop())
+    pin.intercept = None
+    assert (pin.level, pin.count, levels) == (True, 1, [True])
+    line.set(False)
+    assert (pin.level, levels) == (False, [True, False])

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from bus_devices import Bytes, Decliner, Recorder
 
-from iobus.bus import Device, DeviceError
+from iobus.bus import Bus, Device, DeviceError
 from iobus.clock import RealClock, SteppedClock, TimerError
+from iobus.dma import Dma
 from iobus.exits import Exit, HltExit, KickExit, MmioExit, PioExit, PowerOffExit, ResetExit, TimeoutExit
-from iobus.machine import Dma, Machine, ReentrancyError, UnclaimedAccess
+from iobus.machine import Machine, ReentrancyError, UnclaimedAccess
 from iobus.vcpu import VCPU, Answer, NoExecutor
 
 
@@ -393,6 +394,23 @@ def test_devices_lists_each_once_in_order() -> None:
     assert machine.devices() == [a, b, c, d]
 
 
+def test_devices_behind_a_device_are_the_machines_too() -> None:
+    """What is on a bus of a device's own is listed behind the rest, however deep, and reset once with the machine."""
+    machine = Machine()
+    hub, inner, leaf, last = (Resettable() for _ in range(4))
+    i2c, behind = Bus(0x80, name="i2c"), Bus(0x100, name="behind")
+    hub.buses, inner.buses = (i2c,), (behind,)
+    i2c.attach(inner, 0x48, 1)
+    i2c.attach(leaf, 0x50, 1)
+    behind.attach(leaf, 0, 16)
+    behind.attach(hub, 16, 16)  # a cycle
+    machine.mmio.attach(hub, 0x10000, 16)
+    machine.pio.attach(last, 0x60, 1)
+    assert machine.devices() == [hub, last, inner, leaf]
+    machine.reset()
+    assert [device.resets for device in (hub, inner, leaf, last)] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("cpus", [0, -1])
 def test_a_machine_has_a_cpu(cpus: int) -> None:
     """Fewer than one vCPU is refused, and the number named."""
@@ -447,6 +465,9 @@ def test_timers_fire_by_themselves_once_the_machine_has_started() -> None:
             with machine.lock:
                 timer.arm(machine.clock.now() + delay)
         assert fired.wait(2)
+        fired.clear()
+        machine.clock.call_soon(fire)  # without the lock, from a thread of no machine
+        assert fired.wait(2) and all(owned)
         machine.started()
         assert sum(thread.name == "iobus-timers" for thread in threading.enumerate()) == 1
     assert not any(thread.name == "iobus-timers" for thread in threading.enumerate())

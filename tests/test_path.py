@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -122,3 +123,34 @@ def test_an_observer_sees_what_load_and_store_ask_of_devices() -> None:
     machine.vcpus[0].load(0, 4)
     assert isinstance(machine.vcpus[0].load(0x100, 4), MmioExit)
     assert seen == [(region, 0, 4, False, 0x42)]
+
+
+def test_what_is_under_way_is_told_while_it_is() -> None:
+    """Observed, a path says which device is being asked what, by which thread, decliners too; afterwards nothing."""
+    machine = Machine()
+    path = machine.vcpus[0].mmio_path
+    seen: list[Any] = []
+
+    class Device:
+        def read(self, offset: int, size: int) -> int:
+            seen.append(path.under_way)
+            return 5
+
+        def write(self, offset: int, size: int, value: int) -> Any:
+            seen.append(path.under_way)
+            if offset:
+                raise ValueError("no such register")
+            return NotImplemented
+
+    region = machine.mmio.attach(Device(), 0x1000, 8)
+    path.read(0x1004, 4)
+    path.observe(lambda access: None)
+    path.read(0x1004, 4)
+    path.write(0x1000, 2, 9)
+    with pytest.raises(DeviceError):
+        path.write(0x1004, 4, 9)
+    assert path.under_way is None and seen[0] is None
+    me = threading.get_ident()
+    assert [item[:5] for item in seen[1:]] == [
+        (region, 0x1004, 4, None, me), (region, 0x1000, 2, 9, me), (region, 0x1004, 4, 9, me)
+    ]  # fmt: skip

@@ -79,6 +79,10 @@ class Device:
 
     name: str = ""
     """Shown in maps, traces and errors; empty means the class's name."""
+    part_of: Any = None
+    """The device this one is a part of, where one has several on the bus: DMA sees the whole (see `Machine.dma`)."""
+    buses: tuple[Bus, ...] = ()
+    """The buses it is the host of: a machine's `devices`, and with them its reset, know by this what is behind it."""
 
     def read(self, offset: int, size: int) -> Value:
         """Return the value, below `2 ** (8 * size)`, or `NotImplemented` to decline.
@@ -392,7 +396,7 @@ class Bus:
         # `hits` before the search: a change meanwhile abandons this dictionary.
         if hits is None:
             raise ValueError(f"access of {size!r} bytes at {address:#x}: a bus access has 1, 2, 4 or 8")
-        remember = after is None and before is None
+        remember = after is None
         while True:
             claim = self._next(address, size, value, after)
             if remember and not any(claim is None or other.rank <= claim.rank for other in self._asked):

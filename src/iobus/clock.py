@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -16,7 +17,7 @@ from iobus.bus import IobusError
 
 
 class TimerError(IobusError):
-    """A timer's callback raised; the original exception is `__cause__`."""
+    """A timer's callback, or one given to `call_soon`, raised; the original exception is `__cause__`."""
 
 
 class Timer:
@@ -68,8 +69,9 @@ class Clock:
         self._heap: list[tuple[int, int, Timer]] = []
         self._heap_limit = _HEAP_LEAST
         self._armings = 0
+        self._soon: deque[Callable[[], None]] = deque()
         self.on_earlier: Callable[[int], None] | None = None
-        """Called with the next deadline when it became earlier, for whoever sleeps until it."""
+        """Called with the next deadline when it became earlier, for whoever sleeps until it. From any thread."""
 
     def now(self) -> int:
         """Return the guest time in ns."""
@@ -79,6 +81,16 @@ class Clock:
         """Return a new timer, not armed."""
         return Timer(self, callback, name)
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, soon, as a timer's is: with the machine lock held. From any thread, at once.
+
+        It is how work that a device has done elsewhere (on a thread, in asyncio) comes back to it. With a
+        `SteppedClock` it is called by the next `advance`, be it by 0 ns. Callbacks keep their order.
+        """
+        self._soon.append(callback)
+        if self.on_earlier is not None:
+            self.on_earlier(self.now())
+
     def next_deadline(self) -> int | None:
         """Return the earliest deadline in ns, or None."""
         while self._heap and not _stands(self._heap[0]):
@@ -86,11 +98,17 @@ class Clock:
         return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
-        """Fire every timer whose deadline has come, each once.
+        """Call what `call_soon` was given, then fire every timer whose deadline has come, each once.
 
-        What is armed meanwhile, even for a time already past, waits for the next call: a guest's
+        What is armed or given meanwhile, even for a time already past, waits for the next call: a guest's
         shortest timer cannot keep it. Raises `TimerError` when a callback does.
         """
+        for _ in range(len(self._soon)):
+            callback = self._soon.popleft()
+            try:
+                callback()
+            except Exception as exc:
+                raise TimerError(f"call_soon({callback!r}): {type(exc).__name__}: {exc}") from exc
         now, before = self.now(), self._armings
         later: list[tuple[int, int, Timer]] = []
         try:
@@ -152,10 +170,14 @@ class SteppedClock(Clock):
         return self._now
 
     def advance(self, ns: int) -> None:
-        """Let `ns` nanoseconds pass; each timer fires at its own deadline, in order."""
+        """Let `ns` nanoseconds pass; each timer fires at its own deadline, in order.
+
+        What `call_soon` was given is called before any time passes.
+        """
         if ns < 0:
             raise ValueError(f"cannot advance by {ns} ns: time does not go back")
         target = self._now + ns
+        self.run_due()
         while (deadline := self.next_deadline()) is not None and deadline <= target:
             self._now = max(self._now, deadline)
             self.run_due()

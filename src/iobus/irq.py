@@ -29,7 +29,7 @@ class Line:
         """Assert (`True`) or deassert the line; setting the level it has does nothing."""
         if level != self.level:
             self.level = level
-            self._pin._source_changed(level)
+            (self._pin.intercept or self._pin.change)(level)
 
     def pulse(self) -> None:
         """Assert and deassert: one edge."""
@@ -46,6 +46,11 @@ class Pin:
         """The names of its lines."""
         self.count = 0
         """How often it has gone from low to high."""
+        self.intercept: Callable[[bool], None] | None = None
+        """Called with each change of a line in its place, where it is set: it tells `change`, at once, later or never.
+
+        It is how a test loses or delays an interrupt.
+        """
         self._sinks = sinks
         self._asserted = 0
 
@@ -60,7 +65,8 @@ class Pin:
         self.sources.append(name)
         return Line(self, name)
 
-    def _source_changed(self, level: bool) -> None:
+    def change(self, level: bool) -> None:
+        """One line more (`True`) or less asserts the pin. Lines call it."""
         before = self._asserted
         self._asserted += 1 if level else -1
         if (before > 0) != (self._asserted > 0):

@@ -12,21 +12,19 @@ import threading
 from collections import Counter
 from typing import Literal, NamedTuple, Protocol
 
-from iobus.bus import Bus, Device, IobusError, Region
+from iobus.bus import Bus, Device
 from iobus.clock import Clock, RealClock
+from iobus.dma import Dma, Masters
+from iobus.dma import ReentrancyError as ReentrancyError
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.irq import Irqchip
-from iobus.memory import Memory, MemoryRangeError
+from iobus.memory import Memory
 from iobus.smp import Gang
 from iobus.vcpu import VCPU, Executor
 
 Unclaimed = Literal["ones", "stop"]
 
 _COUNTED_ADDRESSES = 1 << 16  # a guest can touch any address: bound what counting them costs
-
-
-class ReentrancyError(IobusError):
-    """DMA that would reach a device whose own DMA is under way: refused before that device is asked."""
 
 
 class Engine(Protocol):
@@ -78,7 +76,7 @@ class Machine:
         self._stop_reason: Exit | None = None
         self._expired = False
         self._error: Exception | None = None  # guarded by lock
-        self._dma_chain: list[object] = []  # guarded by lock
+        self._masters = Masters()
         self._ticker = _Ticker(self) if isinstance(self.clock, RealClock) else None
         self.vcpus = tuple(VCPU(self, index) for index in range(cpus))
         self.exited = self.vcpus[0]
@@ -200,11 +198,17 @@ class Machine:
         return self.mmio, self.pio, *(bus for vcpu in self.vcpus for bus in (vcpu.mmio, vcpu.pio))
 
     def devices(self) -> list[object]:
-        """Return every attached device once, in the order of registration: machine's, then vCPUs'."""
+        """Return every attached device once, in the order of registration: machine's, vCPUs', then those behind them.
+
+        Behind a device are those on its own `buses`.
+        """
         found: dict[int, object] = {}
-        for bus in self.buses:
+        buses = list(self.buses)
+        for bus in buses:  # it grows meanwhile
             for region in bus.regions:
-                found.setdefault(id(region.device), region.device)
+                if id(region.device) not in found:
+                    found[id(region.device)] = region.device
+                    buses += getattr(region.device, "buses", ())
         return list(found.values())
 
     def complete_unclaimed(self, exit: MmioExit | PioExit) -> int:
@@ -217,80 +221,12 @@ class Machine:
 
     def dma(self, device: Device) -> Dma:
         """Return `device`'s access to guest physical addresses, for use inside and outside its callbacks."""
-        return Dma(self, device)
+        return Dma(device, self.memory, self.mmio, self.lock, self._masters)
 
 
 def complete_with_ones(vcpu: VCPU, exit: MmioExit | PioExit) -> int:
     """The answer of a machine that no caller answers for."""
     return vcpu.machine.complete_unclaimed(exit)
-
-
-class Dma:
-    """A device's bus-mastering access. Made by `Machine.dma`.
-
-    RAM is accessed directly; elsewhere the machine's devices are asked, in elements of up to 8
-    bytes. What is neither reads as all ones and drops writes, as for a CPU.
-    """
-
-    def __init__(self, machine: Machine, device: Device) -> None:
-        self._machine = machine
-        self._device = device
-
-    def read(self, gpa: int, length: int) -> bytes:
-        """Return `length` bytes from `gpa`. Raises `ReentrancyError`."""
-        data = bytearray()
-        for at, count in self._pieces(gpa, length):
-            try:
-                data += self._machine.memory.read(at, count)
-            except MemoryRangeError:
-                with self._machine.lock:
-                    value = self._guarded(at, count, None)
-                data += (value if isinstance(value, int) else (1 << 8 * count) - 1).to_bytes(count, "little")
-        return bytes(data)
-
-    def write(self, gpa: int, data: bytes) -> None:
-        """Write `data` at `gpa`. Raises `ReentrancyError`."""
-        done = 0
-        for at, count in self._pieces(gpa, len(data), write=True):
-            piece = data[done : done + count]
-            done += count
-            try:
-                self._machine.memory.write(at, piece)
-            except MemoryRangeError:
-                with self._machine.lock:
-                    self._guarded(at, count, int.from_bytes(piece, "little"))
-
-    def _pieces(self, gpa: int, length: int, *, write: bool = False) -> list[tuple[int, int]]:
-        """Cut at RAM's borders; what is not RAM into aligned elements of at most 8 bytes."""
-        if gpa < 0 or length < 0:
-            raise ValueError(f"DMA of {length} bytes at {gpa:#x}: neither may be negative")
-        pieces: list[tuple[int, int]] = []
-        at, end = gpa, gpa + length
-        while at < end:
-            slot = self._machine.memory.find(at, write=write)
-            if slot is not None:
-                count = min(end, slot.base + slot.size) - at
-            else:
-                count = min(8, at & -at or 8, 1 << (end - at).bit_length() - 1)
-            pieces.append((at, count))
-            at += count
-        return pieces
-
-    def _guarded(self, address: int, size: int, value: int | None) -> object:
-        chain = self._machine._dma_chain
-
-        def before(region: Region) -> None:
-            if any(device is region.device for device in chain):
-                raise ReentrancyError(
-                    f"{type(region.device).__name__} at region {region.name!r}: DMA to {address:#x} "
-                    "reaches the device that started it"
-                )
-
-        chain.append(self._device)
-        try:
-            return self._machine.mmio.ask(address, size, value, before)
-        finally:
-            chain.pop()
 
 
 class _Ticker:

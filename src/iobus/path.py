@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +36,21 @@ class Access(NamedTuple):
     """How long the device, or the caller, took, in ns."""
 
 
+class UnderWay(NamedTuple):
+    """An access that a device has been asked for and has not answered yet."""
+
+    region: Region
+    address: int
+    size: int
+    """In bytes."""
+    value: int | None
+    """What is written; None for a read."""
+    thread: int
+    """Whose it is: a `threading.get_ident`."""
+    started: int
+    """As `Access.started`."""
+
+
 Observer = Callable[[Access], None]
 
 
@@ -50,6 +66,8 @@ class AccessPath:
         self._lock: Final[Any] = lock
         self._unclaimed = unclaimed
         self._observers: tuple[Observer, ...] = ()
+        self.under_way: UnderWay | None = None
+        """What a device is being asked now, for who watches how long it takes. Kept only while there are observers."""
         # Called one by one: a `with` costs twice as much, and this is the hot path.
         self.acquire, self.release = self._lock.acquire, self._lock.release
         self._forget()
@@ -140,16 +158,20 @@ class AccessPath:
         def before(asked: Region) -> None:
             nonlocal region
             region = asked
+            self.under_way = UnderWay(asked, address, size, value, get_ident(), start)
 
         own = self.own
         first = own if after is UNKNOWN else after.region.bus
         with self._lock:
             start = perf_counter_ns()
             result: Any = NotImplemented
-            if first is not own or own.low <= address < own.high:
-                result = first.search(address, size, value, None if after is UNKNOWN else after, before)
-            if result is NotImplemented and first is own:
-                result = self.shared.search(address, size, value, None, before)
+            try:
+                if first is not own or own.low <= address < own.high:
+                    result = first.search(address, size, value, None if after is UNKNOWN else after, before)
+                if result is NotImplemented and first is own:
+                    result = self.shared.search(address, size, value, None, before)
+            finally:
+                self.under_way = None
             if result is not NotImplemented:
                 self._tell(region, address, size, value, result, start)
         return result

@@ -230,7 +230,9 @@ class VCPU:
     # Within.
 
     def _unclaimed_mmio(self, address: int, size: int, value: int | None) -> int:
-        if self._is_ram(address, size, write=value is not None):  # eclipsed, by a device that declined or on another vCPU
+        if self._is_ram(
+            address, size, write=value is not None
+        ):  # eclipsed, by a device that declined or on another vCPU
             if value is None:
                 return self.machine.memory.load(address, size)
             self.machine.memory.store(address, size, value)
