@@ -351,7 +351,7 @@ class UnicornCpu:
 
         def write_protected(_: int, __: int, address: int, size: int, value: int, ___: int) -> bool:
             try:
-                vcpu.mmio_write(address, size, value & _MASKS[size])
+                vcpu.mmio_path.write(address, size, value & _MASKS[size])
             except BaseException as exc:
                 self._fail(exc)
             return True  # the library then drops the write
