@@ -39,6 +39,7 @@ _X2APIC: Final = 1 << 21
 _TSC_DEADLINE: Final = 1 << 24
 _7_EBX: Final = _bits(0, 3, 7, 8, 9, 19, 20)
 """FSGSBASE BMI1 SMEP BMI2 ERMS ADX SMAP."""
+_TSC_ADJUST: Final = 1 << 1
 _7_EDX: Final = _bits(26, 27, 29)
 """IBRS STIBP ARCH_CAPABILITIES: see IA32_ARCH_CAPABILITIES in msrs.py."""
 _EXT_ECX: Final = _bits(0, 5, 8)
@@ -55,6 +56,7 @@ class Cpuid:
     ) -> None:
         self._apic_id = apic_id
         self._cpus = cpus
+        self._id_bits = (cpus - 1).bit_length()  # of an APIC ID
         self._features = features
         self._traps_msrs = traps_msrs
         self._tsc_hz = tsc_hz if features.apic_timer_hz else None
@@ -88,7 +90,7 @@ class Cpuid:
             case 4:
                 return self._cache(subleaf)
             case 7 if subleaf == 0:
-                return 0, _7_EBX, 0, _7_EDX if self._traps_msrs else 0
+                return (0, _7_EBX | _TSC_ADJUST, 0, _7_EDX) if self._traps_msrs else (0, _7_EBX, 0, 0)
             case 0xB:
                 return self._topology(subleaf)
             case 0x15 if self._tsc_hz:
@@ -118,18 +120,17 @@ class Cpuid:
         best = ratio.limit_denominator(max(1, int(largest / ratio) - 1))
         return best.denominator, best.numerator, self._timer_hz, 0
 
-    @staticmethod
-    def _cache(subleaf: int) -> Leaf:
-        """Leaf 4: 32 KiB L1 data and instruction caches, 256 KiB L2; 64-byte lines, 8 ways."""
+    def _cache(self, subleaf: int) -> Leaf:
+        """Leaf 4: each core's 32 KiB L1 data and instruction caches, 256 KiB L2; 64-byte lines, 8 ways."""
         sizes = ((1, 1, 32), (2, 1, 32), (3, 2, 256))
         if subleaf >= len(sizes):
             return 0, 0, 0, 0
         kind, level, kib = sizes[subleaf]
-        return kind | level << 5 | 1 << 8, 63 | 7 << 22, kib * 1024 // 64 // 8 - 1, 0
+        cores = (1 << self._id_bits) - 1
+        return kind | level << 5 | 1 << 8 | cores << 26, 63 | 7 << 22, kib * 1024 // 64 // 8 - 1, 0
 
     def _topology(self, subleaf: int) -> Leaf:
         """Leaf 0xB: one thread a core, all in one package."""
-        shift = (self._cpus - 1).bit_length()
-        levels = {0: (0, 1, 1 << 8), 1: (shift, self._cpus, 2 << 8)}
+        levels = {0: (0, 1, 1 << 8), 1: (self._id_bits, self._cpus, 2 << 8)}
         eax, ebx, kind = levels.get(subleaf, (0, 0, 0))
         return eax, ebx, subleaf & 0xFF | kind, self._apic_id

@@ -31,7 +31,7 @@ class CpuState:
     """The state in `view`, which starts at its first register."""
 
     def __init__(self, view: memoryview) -> None:
-        self._view = view
+        self.view = view
         self.u32 = view[: len(view) & ~7].cast("I")
         self.u64 = view[: len(view) & ~7].cast("Q")
 
@@ -60,12 +60,12 @@ class CpuState:
         self.u32[at.DF >> 2] = 0xFFFFFFFF if value & _DF else 1
 
     def segment(self, offset: int) -> Segment:
-        selector, base, limit, flags = struct.unpack_from("<I4xQII", self._view, offset)
+        selector, base, limit, flags = struct.unpack_from("<I4xQII", self.view, offset)
         return Segment(selector & 0xFFFF, base, limit, flags >> 8 & 0xF0FF)
 
     def set_segment(self, offset: int, segment: Segment) -> None:
         flags = (segment.access & 0xF0FF) << 8
-        struct.pack_into("<I4xQII", self._view, offset, segment.selector, segment.base, segment.limit, flags)
+        struct.pack_into("<I4xQII", self.view, offset, segment.selector, segment.base, segment.limit, flags)
 
     def get(self, rflags: int) -> Registers:
         """Return all registers, with these flags."""

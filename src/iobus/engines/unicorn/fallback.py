@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import threading
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF
 from iobus.engines.unicorn import internals as at
@@ -25,13 +24,11 @@ from iobus.engines.unicorn import syscalls
 from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
+from iobus.engines.unicorn.instance import Instance
 from iobus.engines.unicorn.msrs import POWER_ON
 from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
 from iobus.paging import translate
 from iobus.vcpu import VCPU
-
-if TYPE_CHECKING:
-    from iobus.engines.unicorn.engine import UnicornEngine
 
 SLICE: Final = 20_000
 """Instructions between two looks at what is due: some 0.5 ms."""
@@ -80,13 +77,33 @@ _FIRST: Final = 1 << 45
 _MASK64: Final = (1 << 64) - 1
 
 
+class FallbackInstance(Instance):
+    """The library's CPU, with one vCPU in it for good."""
+
+    current: FallbackCpu | None
+
+    def poke(self) -> None:
+        if self.current is not None and self.runner.here():
+            self.current.end_slice()
+
+    def invalidate(self, gpa: int, length: int) -> None:
+        if self.current is not None:
+            self.current.written(gpa, length)
+
+    def close(self) -> None:
+        super().close()
+        if self.current is not None:
+            self.current.close()
+            self.current = None
+
+
 class FallbackCpu(UnicornCpu):
     """A vCPU that runs in slices. Raises `MismatchError` where even the context's layout is not known."""
 
     traps_msrs = False
 
-    def __init__(self, engine: UnicornEngine, vcpu: VCPU) -> None:
-        super().__init__(engine, vcpu)
+    def __init__(self, instance: Instance, vcpu: VCPU) -> None:
+        super().__init__(instance, vcpu)
         library = self.library
         at.check_context(library, self.uc)
         self._context = library.context(self.uc)
@@ -101,12 +118,13 @@ class FallbackCpu(UnicornCpu):
         self._stop_hook: int | None = None
         self._at_end = uc_api.CODE_CB(self._on_block_end)
         self._at_stop = uc_api.CODE_CB(self._on_stop)
-        self.hook(uc_api.HOOK_INTR, uc_api.INTR_CB(self._on_exception))
-        self.hook(uc_api.HOOK_INSN_INVALID, uc_api.INVALID_CB(self._on_invalid))
-        self.hook(uc_api.HOOK_EDGE_GENERATED, uc_api.EDGE_CB(self._on_translated))
-        self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_syscall), instruction=uc_api.INSN_SYSCALL)
-        self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_sysenter), instruction=uc_api.INSN_SYSENTER)
+        instance.hook(uc_api.HOOK_INTR, uc_api.INTR_CB(self._on_exception))
+        instance.hook(uc_api.HOOK_INSN_INVALID, uc_api.INVALID_CB(self._on_invalid))
+        instance.hook(uc_api.HOOK_EDGE_GENERATED, uc_api.EDGE_CB(self._on_translated))
+        instance.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_syscall), instruction=uc_api.INSN_SYSCALL)
+        instance.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_sysenter), instruction=uc_api.INSN_SYSENTER)
         self._run_first()
+        instance.take(self)
 
     def _check_state(self) -> None:
         """Compare, beside the registers that `check_context` knows, those around the exception's fields."""
@@ -152,18 +170,14 @@ class FallbackCpu(UnicornCpu):
     def rflags(self) -> int:
         return self.library.read_register(self.uc, _REG_RFLAGS) | 2
 
-    def poke(self) -> None:
-        if threading.current_thread() is self._thread:
-            self._end_slice()
-
     def unclaimed(self, exit: MmioExit | PioExit) -> int:
         value = super().unclaimed(exit)
-        if self._kicked or self._closing or self._stale:
-            self._end_slice()
+        if self.runner.attention or self._stale:
+            self.end_slice()
         return value
 
     def enter(self) -> None:
-        while not (self._kicked or self._error is not None or self._closing):
+        while not self.runner.attention:
             count = self._attend()
             if self._exit is None:
                 self._run(count)
@@ -179,7 +193,8 @@ class FallbackCpu(UnicornCpu):
         self._exception_taken()
         self.put_state()
 
-    def invalidate(self, gpa: int, length: int) -> None:
+    def written(self, gpa: int, length: int) -> None:
+        """Software wrote guest memory. From any thread."""
         first, last = gpa >> 12, gpa + length - 1 >> 12
         pages = self._code_pages
         if last - first < len(pages):
@@ -188,12 +203,14 @@ class FallbackCpu(UnicornCpu):
             hit = any(first <= page <= last for page in tuple(pages))
         if hit:
             self._stale = True
-            self.poke()
+            self.instance.poke()
 
     def close(self) -> None:
-        if not self._closing:
-            super().close()
-            self._context.close()
+        """Free what the library does not free with its instance."""
+        self._context.close()
+
+    def flush(self) -> None:
+        self.library.flush_tlb(self.uc)
 
     # Slices.
 
@@ -212,10 +229,10 @@ class FallbackCpu(UnicornCpu):
             library.remove_hook(uc, self._stop_hook)
             self._stop_hook = None
         state = self.state()
-        if error and self._exit is None and self._error is None:
+        if error and self._exit is None and not self._errors:
             raise EngineError(f"unicorn stopped at rip {state.rip:#x}: {library.error_text(error)} (error {error})")
         if self._hlt_end is not None and self._hlt_end == _linear(state):
-            self.halted = True
+            self.halted = self._interrupted = True
         if len(self._end_hooks) > _END_HOOKS:
             for hook in self._end_hooks.values():
                 library.remove_hook(uc, hook)
@@ -226,7 +243,7 @@ class FallbackCpu(UnicornCpu):
         self._code_pages.clear()
         self.library.flush_code(self.uc)
 
-    def _end_slice(self) -> None:
+    def end_slice(self) -> None:
         """Stop before the next instruction. On the vCPU's thread, in a callback of the library."""
         if self._running and self._stop_hook is None:
             self._stop_hook = self.library.add_hook(self.uc, uc_api.HOOK_CODE, self._at_stop)
@@ -290,7 +307,7 @@ class FallbackCpu(UnicornCpu):
             else:
                 self._deliver(Event(vector, u32[_ERROR_CODE >> 2] if vector in HAS_ERROR_CODE else None))
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _start_of_int(self, vector: int) -> int:
         """Where the INT n, INT3 or INTO in front of RIP starts."""
@@ -304,20 +321,20 @@ class FallbackCpu(UnicornCpu):
             self.state()
             self._deliver(Event(UD))
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
         return True
 
     def _on_syscall(self, _: int, __: int) -> None:
         try:
             self._enter_kernel(syscalls.syscall(self.state(), self.rflags(), self._read_msr), Event(UD))
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _on_sysenter(self, _: int, __: int) -> None:
         try:
             self._enter_kernel(syscalls.sysenter(self.state(), self.rflags(), self._read_msr), Event(GP, 0))
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _read_msr(self, index: int) -> int:
         return self.library.read_msr(self.uc, index)
@@ -335,7 +352,7 @@ class FallbackCpu(UnicornCpu):
 
     def _on_translated(self, _: int, block: int, __: int, ___: int) -> None:
         """A block was translated: note its pages, see to it that stores there are noticed, look for a HLT."""
-        if self._mapped is None:  # a block of our own, in `_run_first`
+        if not self.instance.mapped:  # a block of our own, in `_run_first`
             return
         try:
             pc, size = ctypes.c_uint64.from_address(block).value, ctypes.c_uint16.from_address(block + 10).value
@@ -354,7 +371,7 @@ class FallbackCpu(UnicornCpu):
         except GuestFault:
             pass  # the page tables have changed under the code that runs: its pages were noted before
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _hook_end(self, last: int) -> None:
         """Have `_on_block_end` called for the instructions that may be the one that ends at `last`."""
@@ -373,7 +390,7 @@ class FallbackCpu(UnicornCpu):
             elif last in self._end_hooks:
                 self.library.remove_hook(self.uc, self._end_hooks.pop(last))
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _on_stop(self, _: int, __: int, ___: int, ____: int) -> None:
         self.library.stop(self.uc)

@@ -77,6 +77,8 @@ class Offsets:
     cstar: int
     fmask: int
     kernel_gs_base: int
+    dr7: int
+    """The last of the debug registers, 8 bytes each; 32 bytes of pointers follow."""
     tlb_fast: int
     """Per mmu_idx a mask and a table, 16 bytes; negative: it lies before ENV."""
     cpu_class: int
@@ -111,6 +113,7 @@ def locate(library: Library) -> Offsets:
         store = b"\x48\x8b\x93" + word + b"\x48\x8d\xb5" + re.escape(vmcb_offset.to_bytes(4, "little"))
         return find("helper_vmsave", store, 0x400)
 
+    old_exception = find("x86_cpu_do_interrupt", b"\xc7\x83" + word + b"\xff\xff\xff\xff", 0x50) - env
     offsets = Offsets(
         no_exit_request=find("check_exit_request", b"\x80[\xb8-\xbf]" + word + b"\x00", 0x10),
         env=env,
@@ -119,7 +122,7 @@ def locate(library: Library) -> Offsets:
         icount_high=icount_high,
         error_code=find("x86_cpu_do_interrupt", b"\x8b\x8f" + word, 0x50) - env,
         exception_is_int=find("x86_cpu_do_interrupt", b"\x8b\x97" + word, 0x50) - env,
-        old_exception=find("x86_cpu_do_interrupt", b"\xc7\x83" + word + b"\xff\xff\xff\xff", 0x50) - env,
+        old_exception=old_exception,
         vm_vmcb=find("helper_svm_check_io", b"\x48\x8b\x87" + word, 0x60),
         tsc_offset=find("helper_svm_check_io", b"\x48\x8b\x87" + word, 0x60) + 8,
         intercept=intercept_io - 3,
@@ -132,6 +135,7 @@ def locate(library: Library) -> Offsets:
         cstar=saved(0x610),
         fmask=saved(0x618),
         kernel_gs_base=saved(0x620),
+        dr7=old_exception - 40,
         tlb_fast=_signed(find("get_page_addr_code_hostp", b"\x49\x8b\x54[\x24](.)\x48\xc1\xea\x06"), 8),
         cpu_class=_signed(find("get_page_addr_code_hostp", b"\x48\x8b\x85" + word + b"\x48\x83\xec\x08"), 32),
         class_tlb_fill=find("get_page_addr_code_hostp", b"\xff\x50(.)"),
@@ -154,7 +158,7 @@ def find_env(library: Library, uc: int, offsets: Offsets) -> tuple[int, int]:
     if not cpu:
         raise MismatchError("there is no CPU")
     env = cpu + offsets.env
-    markers = {_RAX: REGS, _R15: REGS + 15 * 8, _RIP: RIP, _CR3: CR + 3 * 8}
+    markers = {_RAX: REGS, _R15: REGS + 15 * 8, _RIP: RIP, _CR3: CR + 3 * 8, _DR0: offsets.dr7 - 56, _DR7: offsets.dr7}
     for number, (register, offset) in enumerate(markers.items(), 1):
         before, marker = library.read_register(uc, register), number * 0x1111000
         library.write_register(uc, register, marker)
@@ -165,11 +169,14 @@ def find_env(library: Library, uc: int, offsets: Offsets) -> tuple[int, int]:
     return cpu, env
 
 
-_RAX, _R15, _RIP, _CR3 = 35, 113, 41, 53
+_RAX, _R15, _RIP, _CR3, _DR0, _DR7 = 35, 113, 41, 53, 66, 73
 
 
-def check_context(library: Library, uc: int) -> None:
-    """Compare the public context blob with registers set by the public API. Raises `MismatchError`."""
+def check_context(library: Library, uc: int) -> int:
+    """Compare the public context blob with registers set by the public API. Raises `MismatchError`.
+
+    Returns how many bytes of CPUX86State are in it: what the library says is a CPU's state.
+    """
     context = library.context(uc)
     try:
         for number, (register, offset) in enumerate(
@@ -182,5 +189,6 @@ def check_context(library: Library, uc: int) -> None:
             at = CONTEXT_HEADER + offset
             if int.from_bytes(context.data[at : at + 8], "little") != marker:
                 raise MismatchError(f"register {register} is not at offset {at} of the context")
+        return len(context.data) - CONTEXT_HEADER
     finally:
         context.close()

@@ -10,6 +10,7 @@ from typing import Final
 
 IA32_TSC: Final = 0x10
 IA32_APIC_BASE: Final = 0x1B
+IA32_TSC_ADJUST: Final = 0x3B
 IA32_TSC_DEADLINE: Final = 0x6E0
 
 _MTRR_CAP = 0xFE
@@ -56,13 +57,13 @@ UNTRAPPED: Final = (
 class Msrs:
     """The CPU's own MSRs. `read` returns None and `write` False where the instruction faults."""
 
-    def __init__(self, read_tsc: Callable[[], int], write_tsc: Callable[[int], None]) -> None:
-        self._read_tsc, self._write_tsc = read_tsc, write_tsc
-        self._values = dict(POWER_ON)
+    def __init__(self, read_tsc: Callable[[], int], advance_tsc: Callable[[int], None]) -> None:
+        self._read_tsc, self._advance_tsc = read_tsc, advance_tsc
+        self.reset()
 
     def reset(self) -> None:
-        """Return to the power-on values."""
-        self._values = dict(POWER_ON)
+        """Return to the power-on values. The TSC is the caller's to reset."""
+        self._values = {**POWER_ON, IA32_TSC_ADJUST: 0}
 
     def read(self, index: int) -> int | None:
         if index == IA32_TSC:
@@ -71,10 +72,13 @@ class Msrs:
         return _CONSTANT.get(index) if value is None else value
 
     def write(self, index: int, value: int) -> bool:
-        if index == IA32_TSC:
-            self._write_tsc(value)
+        values = self._values
+        if index in (IA32_TSC, IA32_TSC_ADJUST):  # what is added to one is added to both (SDM vol. 3B, 18.17.3)
+            ticks = value - (self._read_tsc() if index == IA32_TSC else values[IA32_TSC_ADJUST])
+            values[IA32_TSC_ADJUST] = values[IA32_TSC_ADJUST] + ticks & _MASK64
+            self._advance_tsc(ticks)
             return True
-        if index not in self._values:
+        if index not in values:
             return False
         if index == _PAT and any(byte not in _MEMORY_TYPES | {7} for byte in value.to_bytes(8, "little")):
             return False
@@ -82,5 +86,8 @@ class Msrs:
             return False
         if index in _MTRR_FIXED and any(byte not in _MEMORY_TYPES for byte in value.to_bytes(8, "little")):
             return False
-        self._values[index] = value
+        values[index] = value
         return True
+
+
+_MASK64: Final = (1 << 64) - 1

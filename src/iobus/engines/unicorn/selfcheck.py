@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from iobus.bus import Device
 from iobus.clock import SteppedClock
 from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn.internals import MismatchError
-from iobus.engines.unicorn.native import NativeCpu
+from iobus.engines.unicorn.library import Library
+from iobus.engines.unicorn.native import INTERCEPTS, NativeCpu
+from iobus.engines.unicorn.native_instance import NativeInstance
 from iobus.exits import HltExit
 from iobus.machine import Machine
 from iobus.vcpu import VCPU
-
-if TYPE_CHECKING:
-    from iobus.engines.unicorn.engine import UnicornEngine
 
 _SECONDS: Final = 5.0
 """The check takes some 10 ms; a guest that has run away is given up after this time."""
@@ -176,12 +175,12 @@ class _Witness(Device):
 _verdict: str | None = None  # of this process: "" is a pass
 
 
-def require(engine: UnicornEngine) -> None:
+def require(library: Library) -> None:
     """Run the check, the first time in this process. Raises `MismatchError` unless it passed."""
     global _verdict
     if _verdict is None:
         try:
-            _check(engine)
+            _check(library)
             _verdict = ""
         except Exception as exc:
             _verdict = str(exc) if isinstance(exc, MismatchError) else f"its check failed with {exc!r}"
@@ -189,20 +188,21 @@ def require(engine: UnicornEngine) -> None:
         raise MismatchError(_verdict)
 
 
-def _check(engine: UnicornEngine) -> None:
-    at.locate(engine.library)
+def _check(library: Library) -> None:
+    at.locate(library)
     with Machine(clock=SteppedClock()) as machine:
         machine.memory.add(0, _RAM)
         vcpu = machine.vcpus[0]
         witness = _Witness(vcpu)
         machine.pio.attach(witness, 0, 0x100)
         vcpu.controller = witness
-        cpu = NativeCpu(engine, vcpu)
+        instance = NativeInstance(library, machine, INTERCEPTS)
+        cpu = NativeCpu(instance, vcpu)
         vcpu.executor = cpu
 
         def stop() -> None:
             cpu.kick()
-            cpu.library.stop(cpu.uc)
+            library.stop(instance.uc)
 
         give_up = threading.Timer(_SECONDS, stop)
         give_up.daemon = True
@@ -213,7 +213,7 @@ def _check(engine: UnicornEngine) -> None:
             witness.events.append((vcpu.run(lambda *_: 0),))
         finally:
             give_up.cancel()
-            cpu.close()
+            instance.close()
     for number, expected in enumerate(_EXPECTED):
         found = witness.events[number] if number < len(witness.events) else None
         if found != expected:

@@ -1,0 +1,202 @@
+"""An instance of the library: its one CPU, in which vCPUs take turns, with the machine's memory and I/O around it.
+
+The ground of both ways of running (native.py, fallback.py). Its hooks hand each access to the vCPU that
+is `current`, and ask nobody where the access is to have no effect.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from iobus.engines.unicorn import library as uc_api
+from iobus.engines.unicorn.library import Library
+from iobus.engines.unicorn.runner import Runner
+from iobus.exits import EngineError
+from iobus.machine import Machine
+from iobus.memory import Slot
+from iobus.paging import PHYSICAL_BITS
+
+if TYPE_CHECKING:
+    from iobus.engines.unicorn.cpu import UnicornCpu
+
+
+class _Path(Protocol):
+    """What is asked: an `AccessPath`, or nobody."""
+
+    def read(self, address: int, size: int, /) -> int: ...
+
+    def write(self, address: int, size: int, value: int, /) -> None: ...
+
+
+_Ask = Callable[[_Path, _Path], None]
+_HoleRead = Callable[[int, int, int, int], int]
+_HoleWrite = Callable[[int, int, int, int, int], None]
+
+_MASKS: Final = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
+
+
+class Instance:
+    """The library's CPU. Which vCPU is in it is said by `take`."""
+
+    def __init__(self, library: Library, machine: Machine) -> None:
+        self.library: Final = library
+        self.machine: Final = machine
+        self.uc: Final = library.open()
+        self.callbacks: Final[list[Any]] = []  # the library keeps no reference
+        self.runner: Final = Runner(self.poke)
+        self._mapped: tuple[Slot, ...] | None = None
+        self.current: UnicornCpu | None = None
+        """The vCPU whose state is in the library's CPU."""
+        self._ask, self._make_hole = self._install_io()
+        self.cut_off()
+
+    def take(self, cpu: UnicornCpu) -> None:
+        """Let accesses be `cpu`'s from now on."""
+        self.current = cpu
+        self._ask(cpu.vcpu.mmio_path, cpu.vcpu.pio_path)
+
+    def cut_off(self) -> None:
+        """Let accesses reach nobody, until `take`: reads give all ones."""
+        self._ask(_Nobody(), _Nobody())
+
+    def hook(self, kind: int, callback: Any, user_data: int | None = None, instruction: int | None = None) -> None:
+        """Install a hook and keep its callback alive."""
+        self.callbacks.append(callback)
+        self.library.add_hook(self.uc, kind, callback, user_data, instruction)
+
+    def poke(self) -> None:
+        """Make running guest code look at what is asked of it soon. From any thread."""
+        raise NotImplementedError
+
+    def invalidate(self, gpa: int, length: int) -> None:
+        """Software wrote guest memory: drop translations of code there. From any thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the runner's thread and free the library's instance."""
+        if not self.runner.closing:
+            self.runner.close()
+            self.library.close(self.uc)
+
+    # Memory.
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the machine's RAM has been mapped, at the first run."""
+        return self._mapped is not None
+
+    def map_memory(self) -> None:
+        """Map the machine's RAM, and around it what is asked of the buses. Raises `EngineError`."""
+        slots = self.machine.memory.slots
+        if self._mapped is slots:
+            return
+        if self._mapped is not None:
+            raise EngineError("RAM was added after the machine had run: add all RAM before the first run")
+        at = 0
+        for slot in slots:
+            if slot.base > at:
+                self._map_hole(at, slot.base)
+            host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer))
+            self.library.map_ram(self.uc, slot.base, slot.size, host)
+            if slot.base in self.machine.memory.readonly:
+                self.library.protect(self.uc, slot.base, slot.size, True)
+            self.mapped_ram(slot, host)
+            at = slot.base + slot.size
+        self._map_hole(at, 1 << PHYSICAL_BITS)
+        self._mapped = slots
+
+    def protect(self, slot: Slot, readonly: bool) -> None:
+        """Have writes to `slot` go to the buses, or to RAM again, from the next instruction on."""
+        if self._mapped is not None:  # else when it is mapped
+            self.library.protect(self.uc, slot.base, slot.size, readonly)
+
+    def mapped_ram(self, slot: Slot, host: int) -> None:
+        """`slot` was mapped from the host address `host`."""
+
+    def _map_hole(self, start: int, end: int) -> None:
+        """Everything that is not RAM is asked of the buses."""
+        read, write = self._make_hole(start)
+        pair = uc_api.MMIO_READ_CB(read), uc_api.MMIO_WRITE_CB(write)
+        self.callbacks.extend(pair)
+        self.library.map_io(self.uc, start, end - start, *pair)
+
+    # The callbacks. This is what every access to a device goes through: whom it asks is in local variables.
+
+    def _install_io(self) -> tuple[_Ask, Callable[[int], tuple[_HoleRead, _HoleWrite]]]:
+        """Return a function to set who is asked, and one that makes the callbacks for a range of addresses."""
+        mmio: _Path
+        pio: _Path
+
+        def ask(mmio_path: _Path, pio_path: _Path) -> None:
+            nonlocal mmio, pio
+            mmio, pio = mmio_path, pio_path
+
+        def make_hole(start: int) -> tuple[_HoleRead, _HoleWrite]:
+            def read(_: int, offset: int, size: int, __: int) -> int:
+                try:
+                    return mmio.read(start + offset, size)
+                except BaseException as exc:
+                    self._fail(exc)
+                    return ones(size)
+
+            def write(_: int, offset: int, size: int, value: int, __: int) -> None:
+                try:
+                    mmio.write(start + offset, size, value & _MASKS[size])
+                except BaseException as exc:
+                    self._fail(exc)
+
+            return read, write
+
+        def port_in(_: int, port: int, size: int, __: int) -> int:
+            try:
+                return pio.read(port & 0xFFFF, size)
+            except BaseException as exc:
+                self._fail(exc)
+                return ones(size)
+
+        def port_out(_: int, port: int, size: int, value: int, __: int) -> None:
+            try:
+                pio.write(port & 0xFFFF, size, value & _MASKS[size])
+            except BaseException as exc:
+                self._fail(exc)
+
+        def write_protected(_: int, __: int, address: int, size: int, value: int, ___: int) -> bool:
+            try:
+                mmio.write(address, size, value & _MASKS[size])
+            except BaseException as exc:
+                self._fail(exc)
+            return True  # the library then drops the write
+
+        def cpuid(_: int, __: int) -> int:
+            try:
+                assert self.current is not None
+                self.current.on_cpuid()
+            except BaseException as exc:
+                self._fail(exc)
+            return 1
+
+        self.hook(uc_api.HOOK_WRITE_PROTECTED, uc_api.WRITE_PROTECTED_CB(write_protected))
+        self.hook(uc_api.HOOK_INSN, uc_api.IN_CB(port_in), instruction=uc_api.INSN_IN)
+        self.hook(uc_api.HOOK_INSN, uc_api.OUT_CB(port_out), instruction=uc_api.INSN_OUT)
+        self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(cpuid), instruction=uc_api.INSN_CPUID)
+        return ask, make_hole
+
+    def _fail(self, error: BaseException) -> None:
+        assert self.current is not None
+        self.current.fail(error)
+
+
+def ones(size: int) -> int:
+    """What nobody answers, in bytes of `size`."""
+    return (1 << 8 * size) - 1
+
+
+class _Nobody:
+    """Where no access reaches anything."""
+
+    def read(self, _: int, size: int) -> int:
+        return ones(size)
+
+    def write(self, _: int, __: int, ___: int) -> None: ...
