@@ -45,6 +45,10 @@ class UnicornCpu:
         """Inside `run`, and not handed over. Set by its caller, cleared by the engine's thread."""
         self.used = 0
         """How long it has run, in ns of host time, or as if it had: who has run least goes next."""
+        self.called = False
+        """Something has come up since its code was last run, or since it was found to have none to run."""
+        self.asleep = False
+        """It has no code to run until it is called."""
         self.halted = False
         self._waits_for_startup = False
         self._answer: Answer | None = None
@@ -206,6 +210,8 @@ class UnicornCpu:
 
         Returns whether it has code to run.
         """
+        if self.halted:
+            self.asleep = self.called = False  # before looking: what comes from here on sets it again
         if (exit := self._exit) is not None:
             self._exit = None
             return self._hand_over(exit)
@@ -217,10 +223,14 @@ class UnicornCpu:
             return self._hand_over(KickExit())
         if self._waits_for_startup:
             return self._hand_over(HltExit())
-        if not self.halted or self.wakes():
+        if not self.halted:
+            return True
+        if self.wakes():
+            self.called = True
             return True
         if not self.rflags() & RFLAGS_IF:
             return self._hand_over(HltExit())
+        self.asleep = True
         return False
 
     def wakes(self) -> bool:

@@ -88,7 +88,7 @@ class NativeCpu(UnicornCpu):
         instance.put_in(self)
         instance.drop_stale()
         if not self._alone:
-            pause = _PAUSES if self.runner.contended else 0
+            pause = _PAUSES if self.runner.contended() else 0
             self._live.u64[self._offsets.intercept >> 3] = INTERCEPTS | pause
         instance.poke()  # a stop consumed the last one, and may have left an interrupt waiting
         error = self.library.emu_start(self.uc, self._live.rip)
@@ -195,7 +195,7 @@ class NativeCpu(UnicornCpu):
             return trap
         self.halted = self._interrupted = True
         runner = self.runner
-        if self._live.u32[at.EFLAGS >> 2] & RFLAGS_IF and not runner.contended:  # nobody else to run: sleep here
+        if self._live.u32[at.EFLAGS >> 2] & RFLAGS_IF and not runner.contended():  # nobody else to run: sleep here
             runner.wait_until(lambda: runner.attention or self.wakes())
         return self._stop() if self.halted else self._attend()
 

@@ -176,17 +176,17 @@ class NativeInstance(Instance):
 
     def _load(self, state: CpuState) -> None:
         """Replace the state in the library's CPU, and the breakpoints that it has armed by those of `state`."""
-        live, arm, dr7 = self.live, self._arm, self.offsets.dr7
+        live, view, dr7 = self.live, self._view, self.offsets.dr7
         before, after = live.u32[dr7 >> 2], state.u32[dr7 >> 2]
-        armed = (before | after) & _DR7_ENABLED
-        if armed:
-            arm(self.env, before & ~_DR7_ENABLED)
-        pointers = bytes(self._view[dr7 + 8 : dr7 + 8 + _BREAKPOINTS])
-        self._view[:] = state.view
-        self._view[dr7 + 8 : dr7 + 8 + _BREAKPOINTS] = pointers
-        if armed:
-            live.u32[dr7 >> 2] &= ~_DR7_ENABLED
-            arm(self.env, after)
+        if not (before | after) & _DR7_ENABLED:
+            view[:] = state.view
+            return
+        self._arm(self.env, before & ~_DR7_ENABLED)
+        pointers = bytes(view[dr7 + 8 : dr7 + 8 + _BREAKPOINTS])
+        view[:] = state.view
+        view[dr7 + 8 : dr7 + 8 + _BREAKPOINTS] = pointers
+        live.u32[dr7 >> 2] &= ~_DR7_ENABLED
+        self._arm(self.env, after)
 
     def poke(self) -> None:
         self.requests[0] = _REQUEST_SMI

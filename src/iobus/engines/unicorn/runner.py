@@ -42,7 +42,7 @@ class Runner:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._waiting = False
-        self._slicer = _Slicer(self._slice_ended)
+        self._slicer = _Slicer(self.contended, self._slice_ended)
 
     # From any thread.
 
@@ -58,7 +58,9 @@ class Runner:
 
     def call(self, cpu: UnicornCpu, *, leave: bool = False) -> None:
         """There is something new at `cpu`, which it can take where it runs, or only outside guest code (`leave`)."""
-        if leave or cpu is not self._current:
+        if cpu is not self._current:
+            cpu.called = self.attention = True
+        elif leave:
             self.attention = True
         self._poke()
         if self._waiting:
@@ -79,10 +81,9 @@ class Runner:
 
     # On the engine's thread.
 
-    @property
     def contended(self) -> bool:
-        """Whether another vCPU has code to run."""
-        return len(self._ready) > 1
+        """Whether more than one vCPU had code to run at the last look."""
+        return len(self._ready) > 1 and not self.closing
 
     def give_way(self, cpu: UnicornCpu) -> None:
         """Put `cpu` behind all others that have code to run."""
@@ -104,6 +105,7 @@ class Runner:
     def _main(self) -> None:
         while (cpu := self._next()) is not None:
             self._current = cpu
+            cpu.called = False
             began = time.perf_counter_ns()
             try:
                 cpu.slice()
@@ -118,18 +120,24 @@ class Runner:
         while True:
             self._waiting = True  # before looking: what comes from here on rings
             self.attention = False
-            self._ready = ready = [cpu for cpu in self.cpus if cpu.running and cpu.settle()]
+            self._ready = ready = [
+                cpu for cpu in self.cpus if cpu.running and (cpu.called or not cpu.asleep) and cpu.settle()
+            ]
             if self.closing:
                 return None
-            if self._slicer.running != self.contended:
-                self._slicer.run(self.contended)
             if ready:
                 break
             self._bell.acquire()
         self._waiting = False
-        chosen = ready[0] if len(ready) == 1 else min(ready, key=lambda cpu: max(cpu.used, self._floor))
+        if len(ready) > 1 and not self._slicer.running:
+            self._slicer.start()
+        chosen = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
         chosen.used = max(chosen.used, self._floor)
         return chosen
+
+    def _turn(self, cpu: UnicornCpu) -> int:
+        """The least is next. Who was called goes before others that have run as much, and a slice more."""
+        return max(cpu.used, self._floor) - (SLICE if cpu.called else 0)
 
     def _ring(self) -> None:
         try:
@@ -143,38 +151,39 @@ class Runner:
 
 
 class _Slicer:
-    """Calls a function at the end of each slice while it runs, on a thread of its own, made when first needed."""
+    """Calls `ended` at the end of each slice while `wanted()`, on a thread of its own, made when first needed."""
 
-    def __init__(self, ended: Callable[[], None]) -> None:
-        self._ended = ended
-        self._gate = threading.Lock()  # held while it does not run
+    def __init__(self, wanted: Callable[[], bool], ended: Callable[[], None]) -> None:
+        self._wanted, self._ended = wanted, ended
+        self._gate = threading.Lock()  # held while the thread has nothing to do
         self._gate.acquire()
         self.running = self._closed = False
         self._thread: threading.Thread | None = None
 
-    def run(self, running: bool) -> None:
-        """Start or stop. On the engine's thread."""
-        self.running = running
-        if not running:
-            self._gate.acquire()
-            return
-        self._gate.release()
+    def start(self) -> None:
+        """Run until no longer wanted. On the engine's thread."""
+        self.running = True
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="iobus-slices", daemon=True)
             self._thread.start()
+        if self._gate.locked():
+            self._gate.release()
 
     def close(self) -> None:
         """End the thread; the engine's has ended."""
         self._closed = True
         if self._thread is not None:
-            if not self.running:
-                self.run(True)
+            self.start()
             self._thread.join()
 
     def _main(self) -> None:
         while not self._closed:
-            with self._gate:
-                pass
-            time.sleep(SLICE / 1e9)
-            if self.running:
-                self._ended()
+            self._gate.acquire()
+            while self.running:
+                time.sleep(SLICE / 1e9)
+                if self._wanted():
+                    self._ended()
+                else:
+                    self.running = False
+                    # Who wanted it just then may still have seen it running.
+                    self.running = self._wanted()
