@@ -73,6 +73,31 @@ def test_interrupts_by_io_apic_and_local_apic_timer(files: Files, busybox: bytes
     assert first["ERR"][0] == first["MIS"][0] == first["SPU"][0] == 0
 
 
+def test_the_hpet_ticks_in_place_of_the_pit(files: Files, busybox: bytes) -> None:
+    """Linux finds it by its table, lets it tick until the LAPIC does, takes it for the RTC, and keeps time by it."""
+    clocks = "/sys/devices/system/clocksource/clocksource0"
+    script = (
+        f"{MOUNT}mount -t sysfs sysfs /sys\ndmesg | grep hpet\ngrep '^Clock Event' /proc/timer_list\n"
+        f"cat /proc/interrupts {clocks}/available_clocksource\necho hpet > {clocks}/current_clocksource\n"
+        f"cat {clocks}/current_clocksource\na=$(cut -d. -f1 /proc/uptime)\nsleep 3\n"
+        f"echo slept $(($(cut -d. -f1 /proc/uptime) - a))\ndmesg | grep -i unstable\n{OFF}"
+    )
+    done = boot(files, busybox, script)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = lines(done)
+    for words in (
+        "hpet0: at MMIO 0xfed00000, IRQs 2, 8, 0",
+        "3 comparators, 64-bit 100.000000 MHz counter",
+        "hpet irqs",
+    ):
+        assert any(words in line for line in shown), words
+    assert "Clock Event Device: hpet" in shown and not any("Event Device: pit" in line for line in shown)
+    assert "tsc hpet acpi_pm " in shown and "hpet" in shown
+    assert "slept 3" in shown or "slept 4" in shown
+    assert interrupts(shown)[0]["0"][0] > 10
+    assert not any("unstable" in line for line in shown)
+
+
 def test_interrupts_by_pic_and_pit(files: Files, busybox: bytes) -> None:
     """The same kernel without APICs and ACPI: the 8259s deliver, the 8254 ticks. It cannot power off: it resets."""
     script = TWO_TABLES.replace("poweroff", "reboot")

@@ -228,6 +228,39 @@ def test_the_nmi_reaches_each_cpu_whose_lint1_lets_it_through() -> None:
     assert len(board.cpus[0].events) == len(board.cpus[2].events) == 2
 
 
+# IA32_APIC_BASE, as a guest sees it.
+
+
+def test_a_disabled_lapic_reads_as_all_ones_while_cr8_works() -> None:
+    """Section 11.4.3: nobody claims its page, writes to it are in vain; enabled again it is as after a reset."""
+    board = Board(2)
+    vcpu, lapic = board.vcpus[0], board.pc.lapics[0]
+    assert lapic.write_msr(r.IA32_APIC_BASE, 0xFEE00100)
+    for offset in range(0, 0x1000, 8):
+        vcpu.mmio_path.write(LAPIC + offset, 8, 0xFFFFFFFF_FFFFFFFF)
+    for register in (r.VERSION, r.TPR, r.ICR_LOW):
+        assert vcpu.mmio_path.read(LAPIC + register, 4) == 0xFFFFFFFF
+    lapic.write_cr8(0xA)
+    assert lapic.read_cr8() == 0xA and vcpu.mmio_path.read(LAPIC + r.TPR, 4) == 0xFFFFFFFF
+    assert board.vcpus[1].mmio_path.read(LAPIC + r.VERSION, 4) == r.VERSION_VALUE, "the other CPU's is its own"
+    assert lapic.write_msr(r.IA32_APIC_BASE, 0xFEE00900)
+    assert vcpu.mmio_path.read(LAPIC + r.VERSION, 4) == r.VERSION_VALUE
+    assert vcpu.mmio_path.read(LAPIC + r.TPR, 4) == 0xA0 and vcpu.mmio_path.read(LAPIC + r.SVR, 4) == 0xFF
+
+
+@pytest.mark.parametrize("base", [0xFED40000, 0xFEC00000, 0xFED00000, 0x8000, 0xF_FFFF_F000, 0])
+def test_a_lapic_moves_anywhere_for_its_own_cpu(base: int) -> None:
+    """Section 11.4.5: on nothing, on the I/O APIC, the HPET or RAM, which the other CPU has there as before."""
+    board = Board(2)
+    before = board.vcpus[1].load(base + r.VERSION, 4) if base < 1 << 32 else None
+    assert board.pc.lapics[0].write_msr(r.IA32_APIC_BASE, base | 0x900)
+    assert board.vcpus[0].mmio_path.read(base + r.VERSION, 4) == r.VERSION_VALUE
+    assert board.vcpus[0].mmio_path.read(LAPIC + r.VERSION, 4) == 0xFFFFFFFF
+    assert board.vcpus[1].mmio_path.read(LAPIC + r.VERSION, 4) == r.VERSION_VALUE
+    if isinstance(before, int):
+        assert board.vcpus[1].mmio_path.read(base + r.VERSION, 4) == before
+
+
 # IPIs among several CPUs.
 
 EVERY = pytest.mark.parametrize("x2apic", [False, True], ids=["xapic", "x2apic"])

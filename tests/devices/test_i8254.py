@@ -339,6 +339,31 @@ def test_read_back_latches_status_and_count_of_several_counters() -> None:
     assert bench.pit.read(0, 1) | bench.pit.read(0, 1) << 8 == 0x0FFE
 
 
+def test_read_back_commands_in_the_sheets_order() -> None:
+    """The sheet's example of six: what is latched already stays, what is not is latched; each is read once."""
+    bench = Bench()
+    for counter in range(3):
+        bench.control(counter << 6 | 0x34)
+        bench.pit.write(counter, 1, 0x00)
+        bench.pit.write(counter, 1, 0x10)
+    bench.pit.gate2(True)
+    bench.step(2)
+    bench.control(0xC2)  # count and status of counter 0
+    bench.step(10)
+    bench.control(0xE4)  # status of counter 1
+    bench.control(0x70 | 0x04)  # programmed anew: its latches are released, and the next command latches it as it is
+    bench.control(0xEC)  # status of counters 2 and 1
+    bench.control(0xD8)  # count of counter 2
+    bench.step(10)
+    bench.control(0xC4)  # count and status of counter 1: only the count is new
+    bench.control(0xE2)  # status of counter 0: latched already
+    assert bench.pit.read(0, 1) == 0xB4
+    assert bench.pit.read(0, 1) | bench.pit.read(0, 1) << 8 == 0xFFF
+    assert bench.pit.read(1, 1) == 0xC0 | 0x34, "no count yet"
+    assert bench.pit.read(2, 1) == 0xB4
+    assert bench.pit.read(2, 1) | bench.pit.read(2, 1) << 8 == 0x1000 - 11
+
+
 def test_status_is_the_control_word_as_written() -> None:
     """D5-D0 are exactly as written in the last control word; NULL COUNT until the load; OUT in D7."""
     bench = Bench()

@@ -30,6 +30,11 @@ def x2apic(cpus: int = 1, *, tsc: bool = True) -> Rig:
     [
         ((XAPIC, X2APIC), True),
         ((X2APIC, DISABLED), True),
+        ((XAPIC, XAPIC), True),
+        ((XAPIC, DISABLED), True),
+        ((X2APIC, X2APIC), True),
+        ((DISABLED, DISABLED), True),
+        ((DISABLED, XAPIC), True),
         ((X2APIC, DISABLED, XAPIC, X2APIC), True),
         ((X2APIC, XAPIC), False),
         ((X2APIC, INVALID), False),
