@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bus_devices import Bytes, Decliner
+from bus_devices import Bytes, Decliner, Recorder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +96,17 @@ def test_what_the_device_declines_is_rams() -> None:
     assert vcpu.load(0x1000, 4) == vcpu.mmio_path.read(0x1000, 4) == 0x12345678
     vcpu.store(0x1001, 2, 0xEEEE)
     assert machine.memory.load(0x1000, 4) == 0x12EEEE78
+
+
+def test_a_claim_that_is_no_range_is_not_known_to_lie_over_ram() -> None:
+    """A device that is asked with `in_range` lies under RAM, on a vCPU's bus too: no page can be told that is its."""
+    machine = Machine(clock=SteppedClock())
+    machine.memory.add(0, 0x1000)
+    asked = Recorder()
+    asked.in_range = lambda address, size: True  # type: ignore[attr-defined]
+    vcpu = machine.vcpus[0]
+    vcpu.mmio.attach(asked)
+    assert not vcpu.eclipses_ram(0, 0x1000) and vcpu.load(0, 4) == 0 and not asked.calls
 
 
 @given(

@@ -331,6 +331,7 @@ def test_x2apic_logical_destinations() -> None:
     for destination, expected in (
         (0x0000_0001, [0]),
         (0x0000_8421, [0, 5, 10, 15]),
+        (0x0000_00FF, [0, 1, 2, 3, 4, 5, 6, 7]),
         (0x0001_0003, [16, 17]),
         (0x0001_0004, []),
         (0x0002_0001, []),
@@ -376,10 +377,13 @@ def test_lowest_priority_is_taken_by_one(x2apic: bool) -> None:
 
 
 def test_the_focus_processor_gets_a_lowest_priority_interrupt() -> None:
-    """Section 11.6.2.4: who has it in service takes it though others are less busy; SVR's bit 9 ends that."""
+    """Section 11.6.2.4: who has it waiting or in service takes it, however busy; SVR's bit 9 ends that."""
     board = Board(3)
     for cpu in range(3):
         board.apic(r.LDR, 1 << cpu << 24, cpu)
+    board.ipi(0x4051, 1)
+    board.ipi(0x4951, 0b111)
+    assert board.receivers() == {1: [0x51]}, "waiting there already: the second is the first"
     board.ipi(0x4051, 1)
     assert board.pc.lapics[1].acknowledge() == 0x51
     board.ipi(0x4951, 0b111)
@@ -423,7 +427,12 @@ def test_the_init_level_de_assert_reloads_the_arbitration_ids() -> None:
     for _ in range(3):
         board.ipi(0x4951, 0xF)
         board.receivers()
-    assert [lapic.arbitration_id for lapic in board.pc.lapics] != [0, 1, 2, 3]
+    turns = [lapic.arbitration_id for lapic in board.pc.lapics]
+    assert turns == [3, 0, 1, 2]
+    board.ipi(0xC4500, 0)
+    assert [lapic.arbitration_id for lapic in board.pc.lapics] == turns, "INIT keeps them"
+    for cpu in board.cpus:
+        cpu.events.clear()
     board.ipi(0x8500, 2)
     assert [lapic.arbitration_id for lapic in board.pc.lapics] == [0, 1, 2, 3]
     assert all(cpu.events == [] for cpu in board.cpus)

@@ -349,9 +349,10 @@ def test_reserved_bits_of_the_base_fault(value: int) -> None:
 
 
 def test_an_id_without_room_is_refused() -> None:
-    """Without x2APIC the ID has 8 bits and 0xFF is the broadcast."""
-    with pytest.raises(ValueError, match="0xff"):
-        Lapic(0xFF, Cpu(), ApicBus(), SteppedClock(), bsp=False)
+    """0xFF is the broadcast in 8 bits, so it is nobody's; without x2APIC there is none above it."""
+    for apic_id, x2apic in ((0xFF, False), (0xFF, True), (0x100, False), (-1, True), (0xFFFFFFFF, True)):
+        with pytest.raises(ValueError, match=f"APIC ID {apic_id:#x}: an ID is from 0 to"):
+            Lapic(apic_id, Cpu(), ApicBus(), SteppedClock(), bsp=False, x2apic=x2apic)
 
 
 def test_a_saved_base_that_cannot_be_is_refused() -> None:
