@@ -11,6 +11,7 @@ from iobus.devices.debug_console import DebugConsole
 from iobus.devices.debug_exit import DebugExitPort, ShutdownPort
 from iobus.devices.test_device import EchoMemory, EchoPorts, LineSwitches
 from iobus.irq import Line, Pin
+from iobus.state import StateError
 
 
 def test_the_debug_console_is_there_and_takes_bytes() -> None:
@@ -108,6 +109,21 @@ def test_the_test_memory_holds_what_was_written() -> None:
     assert bus.read(0xFF000005, 2) == 0x5566 and bus.read(0xFF000000, 4) == 0x88000000
     bus.write(0xFF00FFFF, 1, 0xAA)
     assert bus.read(0xFF00FFFF, 1) == 0xAA and bus.read(0xFF00FFFF, 2) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    ("device", "plain", "message"),
+    [
+        (EchoPorts(), {"latch": [0, 256, 0, 0]}, r"EchoPortsState\.latch\[1\]: got 0x100"),
+        (EchoMemory(), {"data": bytes(0x10001)}, r"EchoMemoryState\.data: 65537 entries, want 0 to 65536"),
+        (LineSwitches(()), {"levels": -1}, r"LineSwitchesState\.levels: got -0x1"),
+        (ShutdownPort(lambda: None), {"matched": 8}, r"ShutdownPortState\.matched: got 0x8, want 0x0 to 0x7"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(device: EchoPorts, plain: dict[str, object], message: str) -> None:
+    """Saved data may come from anywhere."""
+    with pytest.raises(StateError, match=message):
+        device.restore(plain)
 
 
 @given(st.lists(st.tuples(st.integers(0, 23), st.sampled_from((1, 2, 4)), st.none() | st.integers(0, 2**32 - 1))))

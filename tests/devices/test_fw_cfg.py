@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from iobus.bus import Bus
 from iobus.devices.fw_cfg import FwCfg
 from iobus.memory import Memory
+from iobus.state import StateError
 
 PORT = 0x510
 ITEMS = {5: b"\x04\x00", 0x8000: b"local"}
@@ -174,6 +175,8 @@ def test_any_guest(steps: list[tuple[int, int, int | None]], control: int, lengt
         else:
             rig.bus.write(PORT + offset, size, value & (1 << 8 * size) - 1)
     saved = rig.device.save()
+    with pytest.raises(StateError, match=r"FwCfgState\.offset: got -0x1"):
+        rig.device.restore({**saved, "offset": -1})
     other = Rig()
     other.device.restore(saved)
     assert other.device.save() == saved

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
-from iobus.state import State, Stateful
+from iobus.state import Range, State, Stateful
 
 SHUTDOWN: Final = b"Shutdown"
 
@@ -37,7 +37,7 @@ class DebugExitPort(Device):
 class ShutdownPortState(State):
     """How far the word has come."""
 
-    matched: int = 0
+    matched: Annotated[int, Range(0, len(SHUTDOWN) - 1)] = 0
 
 
 class ShutdownPort(Stateful, Device):

@@ -14,7 +14,7 @@ from typing import Final
 
 from iobus.bus import Device, Value
 from iobus.memory import Memory, MemoryRangeError
-from iobus.state import State, Stateful
+from iobus.state import U16, U64, State, Stateful
 
 # Keys of items that every guest may ask for.
 SIGNATURE: Final = 0x00
@@ -63,10 +63,10 @@ _MASK64: Final = (1 << 64) - 1
 class FwCfgState(State):
     """What is selected, how much of it was read, and the address register."""
 
-    selected: int = 0
-    offset: int = 0
+    selected: U16 = 0
+    offset: U64 = 0
     """Bytes of the item already read or skipped; may be beyond its end."""
-    dma_address: int = 0
+    dma_address: U64 = 0
 
 
 class FwCfg(Stateful, Device):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U8, U64, Length, State, Stateful
 
 _LATCH: Final = 4
 
@@ -21,7 +21,7 @@ _LATCH: Final = 4
 class EchoPortsState(State):
     """The four bytes."""
 
-    latch: list[int] = field(default_factory=lambda: [0] * _LATCH)
+    latch: list[U8] = field(default_factory=lambda: [0] * _LATCH)
 
 
 class EchoPorts(Stateful, Device):
@@ -56,7 +56,7 @@ class EchoPorts(Stateful, Device):
 class LineSwitchesState(State):
     """The levels."""
 
-    levels: int = 0
+    levels: U64 = 0
     """A bit a line."""
 
 
@@ -92,7 +92,7 @@ class LineSwitches(Stateful, Device):
 class EchoMemoryState(State):
     """The bytes."""
 
-    data: bytes = b""
+    data: Annotated[bytes, Length(0, 0x10000)] = b""
     """64 KiB; less in a record from elsewhere is followed by zeros."""
 
 
