@@ -15,7 +15,7 @@ from cli_rig import terminal
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel
-from iobus.cli.boot import TEXT_COMMAND_LINE, Guest, run
+from iobus.cli.boot import TEXT_COMMAND_LINE, LinuxGuest, run
 from iobus.cpu_registers import Registers, Segment
 from iobus.devices import vga_registers as reg
 from iobus.devices.vga_registers import VgaState
@@ -127,12 +127,12 @@ class Session:
 
     def __init__(self, kernel: Path, initrd: bytes, command_line: str, memory: int) -> None:
         self.pc = Pc(UnicornEngine(), memory=memory)
-        guest = Guest(LinuxKernel.read(kernel), initrd, command_line)
+        guest = LinuxGuest(LinuxKernel.read(kernel), initrd, command_line)
         guest.load(self.pc)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(guest,), daemon=True)
 
-    def _run(self, guest: Guest) -> None:
+    def _run(self, guest: LinuxGuest) -> None:
         self.exit = run(self.pc, guest, timeout=SECONDS, reboot=False)
         self.stopped.set()
 
