@@ -63,23 +63,37 @@ class VgaMemory(Device):
         start, end = _WINDOWS[graphics[MISCELLANEOUS] >> 2 & 3]
         decoded = state.enabled and state.misc & RAM_ENABLE
         self._start, self._end = (start, end) if decoded else (0, 0)
-        # What text is written with: an even address is a character in plane 0, an odd one its attribute
-        # in plane 1, and the CPU's data goes there as it is.
-        self._text = (
-            not mode & (CHAIN_4 | SEQUENTIAL)
-            and bool(graphics[MISCELLANEOUS] & CHAIN_ODD_EVEN)
-            and end - start <= 0x10000
+        # Text: an even address is a character in plane 0, an odd one its attribute in plane 1, and the CPU's
+        # data goes there, and comes from there, as it is. A console writes it by the thousand: not to be slow.
+        text = (
+            not mode & CHAIN_4 and bool(graphics[MISCELLANEOUS] & CHAIN_ODD_EVEN) and end - start <= 0x10000
+        )  # fmt: skip
+        self._text_written = (
+            text
+            and not mode & SEQUENTIAL
             and state.sequencer[MAP_MASK] == 0b0011
             and not graphics[GRAPHICS_MODE] & 3
             and not graphics[DATA_ROTATE]
             and not graphics[ENABLE_SET_RESET] & 0b0011
             and graphics[BIT_MASK] == 0xFF
         )
+        self._text_read = (
+            text
+            and graphics[GRAPHICS_MODE] & (READ_MODE_1 | HOST_ODD_EVEN) == HOST_ODD_EVEN
+            and graphics[READ_MAP_SELECT] < 2
+        )
 
     def read(self, offset: int, size: int) -> Value:
         if not self._start <= offset <= self._end - size:
             return NotImplemented  # type: ignore[no-any-return]
         value = 0
+        if self._text_read and not (offset | size) & 1:
+            at = 4 * (offset - self._start)
+            for shift in range(0, 8 * size, 16):
+                value |= (self._memory[at] | self._memory[at + 1] << 8) << shift
+                at += 8
+            self._state.latches = int.from_bytes(self._memory[at - 8 : at - 4], "little")
+            return value
         for index in range(size):
             value |= self._read(offset - self._start + index) << 8 * index
         return value
@@ -87,10 +101,12 @@ class VgaMemory(Device):
     def write(self, offset: int, size: int, value: int) -> object:
         if not self._start <= offset <= self._end - size:
             return NotImplemented
-        if self._text and size == 2 and not offset & 1:  # how a text console writes: not to be slow
+        if self._text_written and not (offset | size) & 1:
             at = 4 * (offset - self._start)
-            self._memory[at] = value & 0xFF
-            self._memory[at + 1] = value >> 8
+            for shift in range(0, 8 * size, 16):
+                self._memory[at] = value >> shift & 0xFF
+                self._memory[at + 1] = value >> shift + 8 & 0xFF
+                at += 8
             return None
         for index in range(size):
             self._write(offset - self._start + index, value >> 8 * index & 0xFF)
