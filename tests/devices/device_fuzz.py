@@ -26,6 +26,7 @@ from iobus.devices.reset import ResetControl, SystemControlA
 from iobus.devices.rtc import Rtc
 from iobus.devices.system_control_b import SystemControlB
 from iobus.devices.uart import Uart
+from iobus.devices.vga import Vga
 from iobus.irq import ApicBus, Pin
 from iobus.machine import Machine
 from iobus.pc import layout
@@ -195,6 +196,21 @@ class Rig:
         self.bus.attach(device.data, 0x60)
         self.bus.attach(device.command, 0x64)
         self.events += [lambda rng: device.press(rng.randrange(1, 0x80)), lambda rng: device.move(rng.randrange(9), -3)]
+        self.events += [lambda rng: device.release(rng.randrange(1, 0x80)), lambda _: device.move(0, 0, wheel=1)]
+        self.events += [lambda _: device.command.write(0, 1, 0xD4), lambda _: device.set_buttons(back=True)]
+        return device
+
+    def _vga(self) -> Vga:
+        device = Vga(self.clock)
+        for part in device.ports:
+            self.bus.attach(part, part.base, implements=(1,))
+        self.bus.attach(device.memory, 0xA0000)
+        device.text_mode()
+
+        def set_register(rng: random.Random) -> None:
+            self.bus.write(rng.choice((0x3C4, 0x3CE, 0x3D4, 0x3B4)), 2, rng.getrandbits(8) << 8 | rng.randrange(0x1A))
+
+        self.events += [set_register] * 8 + [lambda _: device.screen(), lambda _: device.text_mode()]
         return device
 
     def _post(self) -> Post:
@@ -220,8 +236,8 @@ class Rig:
 
 CLASSES: dict[str, type] = {
     "hpet": Hpet, "lapic": Lapic, "ioapic": IoApic, "pic": PicPair, "pit": Pit, "rtc": Rtc, "acpi_pm": AcpiPm,
-    "uart": Uart, "i8042": I8042, "post": Post, "reset_control": ResetControl, "system_control_a": SystemControlA,
-    "system_control_b": SystemControlB,
+    "uart": Uart, "i8042": I8042, "vga": Vga, "post": Post, "reset_control": ResetControl,
+    "system_control_a": SystemControlA, "system_control_b": SystemControlB,
 }  # fmt: skip
 NAMES = tuple(CLASSES)
 
@@ -250,14 +266,14 @@ def fuzz(name: str, accesses: int, seed: int, *, check_every: int = 1000) -> Non
 
 PORTS = (
     0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x80, 0x92, 0xCF9,
-    *range(0x3F8, 0x400), *range(0x600, 0x60C),
+    *range(0x3B4, 0x3BB), *range(0x3C0, 0x3DB), *range(0x3F8, 0x400), *range(0x600, 0x60C),
 )  # fmt: skip
 
 
 def stateful(machine: Machine, pc: Pc) -> Iterator[Any]:
     """Every device of the PC that has a record."""
     seen: set[int] = set()
-    for device in (*machine.devices(), pc.pic, pc.i8042):
+    for device in (*machine.devices(), pc.pic, pc.i8042, pc.vga):
         if hasattr(device, "save") and id(device) not in seen:
             seen.add(id(device))
             yield device
@@ -289,7 +305,9 @@ class WholePc:
         if is_port:
             address = rng.choice(PORTS) if rng.random() < 0.95 else rng.randrange(0x10000 - size)
         else:
-            place = rng.choice((layout.LAPIC, layout.IOAPIC, layout.HPET, 0x100000, 0xA0000, rng.getrandbits(40)))
+            place = rng.choice(
+                (layout.LAPIC, layout.IOAPIC, layout.HPET, 0x100000, 0xA0000, 0xB8000, rng.getrandbits(40))
+            )
             address = place + rng.choice((0, 0x10, rng.randrange(0x400), rng.randrange(0x1000 - 8)))
         path = vcpu.pio_path if is_port else vcpu.mmio_path
         if rng.random() < 0.4:

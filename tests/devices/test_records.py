@@ -27,6 +27,14 @@ CASES: list[tuple[str, tuple[Any, ...], Any, str]] = [
     ("reset_control", ("rst_cnt",), 0x10, r"ResetControlState\.rst_cnt: got 0x10, want 0x0 to 0xe"),
     ("system_control_a", ("port92",), 4, r"SystemControlAState\.port92: got 0x4, want 0x0 to 0x3"),
     ("system_control_b", ("control",), 16, r"SystemControlBState\.control: got 0x10, want 0x0 to 0xf"),
+    ("i8042", ("status",), 0x02, r"I8042State\.status: 0x2 has more than OBF, CMD and AUXB"),
+    ("i8042", ("answers",), [0x200], r"I8042State\.answers\[0\]: got 0x200, want 0x0 to 0x1ff"),
+    ("i8042", ("keyboard", "held"), 0x80, r"KeyboardState\.held: 0x80 is no key's make code"),
+    ("i8042", ("keyboard", "held"), 0x1E, r"KeyboardState: key 0x1e is held and repeats at None"),
+    ("i8042", ("mouse", "last"), b"", r"MouseState\.last: 0 entries, want 1 to 5"),
+    ("vga", ("graphics", 0), 0x10, r"VgaState\.graphics\[0\]: 0x10 has bits that cannot be set"),
+    ("vga", ("dac",), b"\x40" + bytes(767), r"VgaState\.dac\[0\]: 0x40 has bits that cannot be set"),
+    ("vga", ("memory",), bytes(5), r"VgaState\.memory: 5 entries, want 262144"),
     ("post", ("latches", 0), -1, r"PostState\.latches\[0\]: got -0x1"),
 ]
 

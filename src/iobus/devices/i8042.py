@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.clock import Clock
 from iobus.devices.ps2_keyboard import RELEASED, TRANSLATION, Keyboard, KeyboardState
 from iobus.devices.ps2_mouse import Mouse, MouseState
 from iobus.irq import Line
-from iobus.state import State, Stateful
+from iobus.state import U8, Length, Range, State, StateError, Stateful
 
 # Status, read at port 0x64. IBF (1 << 1) is never set.
 OBF: Final = 1 << 0
@@ -54,22 +54,26 @@ _ANSWERS: Final = 16
 class I8042State(State):
     """The controller's memory, and what is plugged in."""
 
-    ram: list[int] = field(default_factory=lambda: [KBD_INT | AUX_INT | SYS | TRANSLATE] + [0] * 31)
+    ram: list[U8] = field(default_factory=lambda: [KBD_INT | AUX_INT | SYS | TRANSLATE] + [0] * 31)
     """The command byte and 31 more; at power-on as a PC's firmware leaves it."""
-    output: int = 0
+    output: U8 = 0
     """The output buffer; it keeps its value when it was read."""
-    status: int = 0
+    status: U8 = 0
     """OBF, CMD and AUXB."""
-    answers: list[int] = field(default_factory=list)
+    answers: Annotated[list[Annotated[int, Range(0, 0x1FF)]], Length(0, _ANSWERS)] = field(default_factory=list)
     """The controller's own bytes for the output buffer; those in AUX's name have bit 8 set."""
-    command: int = 0
+    command: U8 = 0
     """The command whose data byte is awaited at port 0x60, or 0."""
-    output_port: int = RESET | A20
+    output_port: Annotated[int, Range(0, RESET | A20)] = RESET | A20
     """Those two bits; the others follow from the rest."""
     release: bool = False
     """The translation has swallowed an F0: the next code is a release."""
     keyboard: KeyboardState = field(default_factory=KeyboardState)
     mouse: MouseState = field(default_factory=MouseState)
+
+    def check(self) -> None:
+        if self.status & ~(OBF | CMD | AUXB):
+            raise StateError(f"I8042State.status: {self.status:#x} has more than OBF, CMD and AUXB")
 
 
 class I8042(Stateful, Device):

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.clock import Clock
-from iobus.state import State
+from iobus.state import U8, Length, Range, State, StateError, Time
 
 ACK: Final = 0xFA
 RESEND: Final = 0xFE
@@ -60,32 +60,42 @@ _ALL_KEYS: Final = {0xF7: _TYPEMATIC, 0xF8: _BREAK, 0xF9: 0, 0xFA: _TYPEMATIC | 
 _SOME_KEYS: Final = {0xFB: _TYPEMATIC, 0xFC: _BREAK, 0xFD: 0}
 
 
+def _is_key(code: int) -> bool:
+    return code == PAUSE or (code >> 8 in (0, 0xE0) and 0 < code & 0xFF < 0x80)
+
+
 @dataclass
 class KeyboardState(State):
     """What the keyboard remembers."""
 
-    replies: list[int] = field(default_factory=list)
+    replies: Annotated[list[U8], Length(0, 3)] = field(default_factory=list)
     """Its answer to the last command, as far as it is not sent."""
-    codes: list[int] = field(default_factory=list)
+    codes: Annotated[list[U8], Length(0, _CODES + 1)] = field(default_factory=list)
     """Scan code bytes not sent yet."""
-    last: int = BAT_PASSED
+    last: U8 = BAT_PASSED
     """The byte it sent last."""
     mid_code: bool = False
     """That byte was a prefix: the code's end goes before any reply."""
-    command: int = 0
+    command: U8 = 0
     """The command whose option byte is awaited, or 0."""
-    scan_set: int = 2
+    scan_set: Annotated[int, Range(1, 3)] = 2
     scanning: bool = True
-    leds: int = 0
+    leds: Annotated[int, Range(0, 7)] = 0
     """Scroll Lock, Num Lock, Caps Lock from bit 0."""
-    typematic: int = 0x2B
+    typematic: Annotated[int, Range(0, 0x7F)] = 0x2B
     """Delay and rate: 500 ms, 10.9 characters a second."""
     types: bytearray = field(default_factory=lambda: bytearray([_TYPEMATIC | _BREAK]) * 0x100, repr=False)
     """By scan code of set 3: whether it repeats and whether its release is told."""
     held: int = 0
     """The key that repeats: the last one pressed, as long as it is down; or 0."""
-    repeat_at: int | None = None
+    repeat_at: Time | None = None
     """When it repeats next, in ns."""
+
+    def check(self) -> None:
+        if self.held and not _is_key(self.held):
+            raise StateError(f"KeyboardState.held: {self.held:#x} is no key's make code")
+        if bool(self.held) != (self.repeat_at is not None):
+            raise StateError(f"KeyboardState: key {self.held:#x} is held and repeats at {self.repeat_at}: both or none")
 
 
 class Keyboard:
@@ -109,7 +119,7 @@ class Keyboard:
 
         Raises `ValueError` for what is no key's make code.
         """
-        if code != PAUSE and (code >> 8 not in (0, 0xE0) or not 0 < code & 0xFF < 0x80):
+        if not _is_key(code):
             raise ValueError(
                 f"key code {code:#x}: use a make code of scan code set 1, 0x01-0x7f or 0xe001-0xe07f, or PAUSE"
             )

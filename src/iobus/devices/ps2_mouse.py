@@ -11,10 +11,10 @@ the next one, so the overflow bits are never set.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.devices.ps2_keyboard import ACK, BAT_PASSED, RESEND
-from iobus.state import State
+from iobus.state import U8, Length, Range, State
 
 ERROR: Final = 0xFC
 _WHEEL: Final = 3
@@ -26,31 +26,31 @@ _KNOCKS: Final[dict[tuple[int, ...], int]] = {(200, 100, 80): _WHEEL, (200, 200,
 class MouseState(State):
     """What the mouse remembers."""
 
-    replies: list[int] = field(default_factory=list)
+    replies: Annotated[list[U8], Length(0, 5)] = field(default_factory=list)
     """Its answer to the last command, as far as it is not sent."""
-    report: list[int] = field(default_factory=list)
+    report: Annotated[list[U8], Length(0, 4)] = field(default_factory=list)
     """What is left to send of a movement report."""
-    last: bytes = bytes((BAT_PASSED,))
+    last: Annotated[bytes, Length(1, 5)] = bytes((BAT_PASSED,))
     """The reply or report it sent last, for a resend."""
-    command: int = 0
+    command: U8 = 0
     """The command whose option byte is awaited, or 0."""
     failed: bool = False
     """The last byte was not understood: another such byte is an error."""
-    device_id: int = 0
-    rates: list[int] = field(default_factory=list)
+    device_id: Annotated[int, Range(0, 4)] = 0
+    rates: Annotated[list[U8], Length(0, 3)] = field(default_factory=list)
     """The last three sample rates set, which may be a knock at the extensions' door."""
     enabled: bool = False
     remote: bool = False
     wrap: bool = False
     scaling: bool = False
     """2:1 in stream mode."""
-    resolution: int = 2
+    resolution: Annotated[int, Range(0, 3)] = 2
     """2 ** this counts a millimetre."""
-    rate: int = 100
+    rate: U8 = 100
     """Reports a second."""
-    buttons: int = 0
+    buttons: Annotated[int, Range(0, 0x1F)] = 0
     """Left, right, middle, back, forward from bit 0."""
-    reported: int = 0
+    reported: Annotated[int, Range(0, 0x1F)] = 0
     """The buttons as last reported."""
     dx: int = 0
     dy: int = 0

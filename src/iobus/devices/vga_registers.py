@@ -9,9 +9,9 @@ names these are.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
-from iobus.state import State
+from iobus.state import U8, U32, Length, Range, State, StateError
 
 # Ports. 3Bx answer with a monochrome display, 3Dx with a colour one: miscellaneous output, bit 0.
 MONO: Final = 0x3B4
@@ -131,32 +131,41 @@ class VgaState(State):
 
     memory: bytearray = field(default_factory=lambda: bytearray(4 * PLANE_SIZE), repr=False)
     """Byte `a` of plane `p` is at 4 * a + p: what the latches hold lies together."""
-    latches: int = 0
+    latches: U32 = 0
     """The four planes' bytes as last read, plane 0 lowest."""
     enabled: bool = True
     """Video subsystem enable: without it nothing but that register is decoded."""
-    misc: int = 0
-    feature: int = 0
-    crtc_index: int = 0
-    crtc: list[int] = field(default_factory=lambda: [0] * len(CRTC_BITS))
-    sequencer_index: int = 0
-    sequencer: list[int] = field(default_factory=lambda: [0] * len(SEQUENCER_BITS))
-    graphics_index: int = 0
-    graphics: list[int] = field(default_factory=lambda: [0] * len(GRAPHICS_BITS))
-    attribute_index: int = 0
+    misc: U8 = 0
+    feature: Annotated[int, Range(0, FEATURE_BITS)] = 0
+    crtc_index: U8 = 0
+    crtc: list[U8] = field(default_factory=lambda: [0] * len(CRTC_BITS))
+    sequencer_index: U8 = 0
+    sequencer: list[U8] = field(default_factory=lambda: [0] * len(SEQUENCER_BITS))
+    graphics_index: U8 = 0
+    graphics: list[U8] = field(default_factory=lambda: [0] * len(GRAPHICS_BITS))
+    attribute_index: Annotated[int, Range(0, 0x3F)] = 0
     """With PALETTE_SOURCE."""
     attribute_data_next: bool = False
     """The flip-flop: the next write to port 0x3C0 is data."""
-    attribute: list[int] = field(default_factory=lambda: [0] * len(ATTRIBUTE_BITS))
-    pel_mask: int = 0xFF
-    dac_index: int = 0
+    attribute: list[U8] = field(default_factory=lambda: [0] * len(ATTRIBUTE_BITS))
+    pel_mask: U8 = 0xFF
+    dac_index: U8 = 0
     dac_reading: bool = False
-    dac_colour: list[int] = field(default_factory=list)
+    dac_colour: Annotated[list[Annotated[int, Range(0, 0x3F)]], Length(0, 2)] = field(default_factory=list)
     """What was written of a colour, whose third part makes it the palette's."""
-    dac_part: int = 0
+    dac_part: Annotated[int, Range(0, 2)] = 0
     """Which part of a colour is read next: 0 red, 1 green, 2 blue."""
     dac: bytearray = field(default_factory=lambda: bytearray(3 * 256))
     """Red, green, blue of each colour, 6 bits each."""
+
+    def check(self) -> None:
+        for name, bits in (
+            ("crtc", CRTC_BITS), ("sequencer", SEQUENCER_BITS), ("graphics", GRAPHICS_BITS),
+            ("attribute", ATTRIBUTE_BITS), ("dac", b"\x3f" * len(self.dac)),
+        ):  # fmt: skip
+            for index, (value, mask) in enumerate(zip(getattr(self, name), bits, strict=True)):
+                if value & ~mask:
+                    raise StateError(f"VgaState.{name}[{index}]: {value:#x} has bits that cannot be set")
 
     def crtc_word(self, high: int) -> int:
         """Return the value of the register pair whose high byte is at index `high`."""
