@@ -1,40 +1,31 @@
-"""What tests of devices use. The top floor: it may use all of iobus, and nothing of iobus uses it."""
+"""What tests of devices use. The top floor: it may use all of iobus, and nothing of iobus uses it.
+
+`plugin.py` has the fixtures and marks that pytest knows once iobus is installed. Nothing is loaded before it is
+asked for: pytest loads this package in each of its runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
-from iobus.cli.devices import DeviceSpec, attach_devices
-from iobus.cli.trace import read_trace_file
-from iobus.clock import SteppedClock
-from iobus.pc.pc import Pc
-from iobus.replay import Difference, replay
+if TYPE_CHECKING:
+    from iobus.replay import Difference
+    from iobus.testing.bench import Bench
+    from iobus.testing.replaying import replay_device
+    from iobus.testing.watchdog import DeviceTimeoutError
 
-__all__ = ["Difference", "replay_device"]
+__all__ = ["Bench", "DeviceTimeoutError", "Difference", "replay_device"]
+
+_HOMES: Final = {
+    "Bench": "iobus.testing.bench",
+    "DeviceTimeoutError": "iobus.testing.watchdog",
+    "Difference": "iobus.replay",
+    "replay_device": "iobus.testing.replaying",
+}
 
 
-def replay_device(
-    trace: Path,
-    device_file: Path,
-    class_name: str,
-    address: int,
-    *,
-    length: int | None = None,
-    options: Mapping[str, int | bool | str] | None = None,
-    region: str | None = None,
-) -> Difference | None:
-    """Replay a `*.jsonl` trace on a new device of a file, on a PC without a CPU; return the first difference.
-
-    `address`, `length` in bytes and `options` are those of `iobus boot --device`; `region` is the device's name
-    in the trace where it differs. Raises what is wrong with the files as `IobusError`, `DeviceError` when the
-    device raises.
-    """
-    spec = DeviceSpec(str(device_file), Path(device_file), class_name, address, length, dict(options or {}))
-    pc = Pc(clock=SteppedClock())
-    try:
-        device = attach_devices(pc, [spec])[0]
-        found = next(claim for claim in pc.machine.mmio.regions if claim.device is device)
-        return replay(read_trace_file(Path(trace)), pc.machine, found, name=region)
-    finally:
-        pc.machine.close()
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
