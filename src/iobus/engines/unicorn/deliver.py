@@ -7,6 +7,7 @@ which fault as a gate of no known type does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -186,9 +187,13 @@ class _Entry:
             state.segment(_SS).selector, state.u64[_RSP], self.flags, state.segment(_CS).selector, state.rip,
             *self._error_code(),
         ]  # fmt: skip
-        pointer = pointer - 8 * len(frame) & _MASK64
+        top, pointer = pointer, pointer - 8 * len(frame) & _MASK64
         try:
             write = self.memory.prepare(pointer, b"".join(value.to_bytes(8, "little") for value in reversed(frame)))
+        except PageFault:
+            for pushed in range(len(frame)):  # CR2 is the address of the first push that faults
+                self.memory.prepare(top - 8 * (pushed + 1) & _MASK64, bytes(8))
+            raise
         except ProtectionFault:
             raise self._fault(SS, 0, "the stack pointer is not canonical") from None
         write()
@@ -311,8 +316,18 @@ class _Write:
             if memory.find(gpa, len(data), write=True) is not None:
                 memory.write(gpa, data)
             else:
-                for index, byte in enumerate(data):
-                    self._vcpu.mmio_path.write(gpa + index, 1, byte)
+                for start, size in _elements(gpa, len(data)):
+                    self._vcpu.mmio_path.write(gpa + start, size, int.from_bytes(data[start : start + size], "little"))
+
+
+def _elements(gpa: int, length: int) -> Iterator[tuple[int, int]]:
+    """Cut an access to a device into aligned elements of at most 8 bytes: their offsets and sizes."""
+    start = 0
+    while start < length:
+        at = gpa + start
+        size = min(8, at & -at or 8, 1 << (length - start).bit_length() - 1)
+        yield start, size
+        start += size
 
 
 class _Linear:
@@ -331,7 +346,8 @@ class _Linear:
             if memory.find(gpa, count) is not None:
                 data += memory.read(gpa, count)
             else:
-                data += bytes(self._vcpu.mmio_path.read(gpa + index, 1) for index in range(count))
+                for start, length in _elements(gpa, count):
+                    data += self._vcpu.mmio_path.read(gpa + start, length).to_bytes(length, "little")
         return data
 
     def prepare(self, address: int, data: bytes) -> _Write:

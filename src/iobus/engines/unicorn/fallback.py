@@ -283,9 +283,9 @@ class FallbackCpu(UnicornCpu):
             self._exit = ShutdownExit(state.rip)
             if running:
                 self.library.stop(self.uc)
-            return
-        state.set_flags(flags, running=running)
-        state.update_hflags()
+        else:
+            state.set_flags(flags, running=running)
+            state.update_hflags()
         self._exception_taken()
         self.put_state()
 
