@@ -1,7 +1,7 @@
 """The virtual CPU: where an access to an address goes. vCPU bus -> machine bus -> exit.
 
 Stands above `bus.py`, `memory.py`, `paging.py` and `exits.py`; knows no engine and no device. An engine
-gives each `VCPU` an `Executor`, which runs guest code and calls `mmio_read` and its siblings; software
+gives each `VCPU` an `Executor`, which runs guest code and calls the paths `mmio_path` and `pio_path`; software
 that acts for the guest calls `load` and `store` with guest virtual addresses. Both end in one path:
 
     vCPU's devices  ->  machine's devices  ->  exit to whoever called run(), load() or store()
