@@ -246,8 +246,7 @@ def test_pushes_to_a_device_are_whole() -> None:
     cpu = Cpu(rsp=0x300000)
     cpu.gate(0x40)
     seen: list[tuple[int, int]] = []
-    cpu.guest.machine.on_unclaimed = lambda _, exit: seen.append((exit.address, exit.size))
-    cpu.vcpu.executor.unclaimed = lambda exit: cpu.guest.machine.complete_unclaimed(cpu.vcpu, exit)  # type: ignore[method-assign]
+    cpu.vcpu.mmio_path.observe(lambda access: seen.append((access.address, access.size)))
     cpu.deliver(INTERRUPT)
     assert seen == [(0x300000 - 40 + 8 * index, 8) for index in range(5)]
 
