@@ -1,17 +1,18 @@
 """What the tests of the KVM engine share: small guests on it. They skip, with the reason, where KVM cannot be opened.
 
-A page-table-based KVM (no VMX or SVM in the CPU) runs them too, so `--engine auto`'s stricter question is not asked.
+A KVM without the CPU's help (no VMX or SVM) runs most of them too; those that need a real CPU say so.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from typing import Any, Final
+from typing import Final
 
-import guest_rig
 import pytest
+import rig
 
+from iobus.engines.kvm import probe
 from iobus.engines.kvm.engine import KvmEngine
 from iobus.engines.kvm.vm import Vm
 from iobus.exits import EngineError
@@ -31,24 +32,21 @@ def why_not() -> str:
 
 
 needs_kvm = pytest.mark.skipif(bool(why_not()), reason=why_not())
+needs_hardware = pytest.mark.skipif(bool(why_not() or probe.not_hardware()), reason=why_not() or probe.not_hardware())
 
 
-class Guest(guest_rig.Guest):
+class _OnKvm(rig.Guest):
+    def engine(self) -> KvmEngine:
+        return KvmEngine()
+
+
+class Guest(_OnKvm):
     """A guest in long mode."""
 
-    def __init__(self, program: bytes, **options: Any) -> None:
-        super().__init__(program, engine=KvmEngine(), **options)
 
-
-class RealModeGuest(guest_rig.RealModeGuest):
+class RealModeGuest(_OnKvm, rig.RealModeGuest):
     """A guest in real mode."""
 
-    def __init__(self, program: bytes, **options: Any) -> None:
-        super().__init__(program, engine=KvmEngine(), **options)
 
-
-class ProtectedModeGuest(guest_rig.ProtectedModeGuest):
+class ProtectedGuest(_OnKvm, rig.ProtectedGuest):
     """A guest in 32-bit protected mode."""
-
-    def __init__(self, program: bytes, **options: Any) -> None:
-        super().__init__(program, engine=KvmEngine(), **options)

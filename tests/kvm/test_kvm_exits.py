@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from bus_devices import Recorder
-from guest_rig import CODE, DATA, IDT, MMIO, RAM, WINDOW, answered, code16, code64
-from kvm_rig import Guest, ProtectedModeGuest, RealModeGuest, needs_kvm
+from kvm_rig import Guest, ProtectedGuest, RealModeGuest, needs_kvm
+from rig import CODE, DATA, IDT, MMIO, RAM, WINDOW, answered, code16, code64
 
 from iobus.bus import Device, DeviceError
 from iobus.engines.kvm import abi, failure, ioctls
@@ -119,7 +119,7 @@ def test_a_thirty_two_bit_guest() -> None:
         e7 20     ; out 0x20, eax
         f4        ; hlt
     """)
-    with ProtectedModeGuest(program) as guest:
+    with ProtectedGuest(program) as guest:
         assert answered(guest, 0x41, 0x1234) == [
             MmioExit(MMIO, 4, False, 0x41),
             MmioExit(MMIO + 4, 4, True, 0x42),

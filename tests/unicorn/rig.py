@@ -1,4 +1,4 @@
-"""What the tests of the Unicorn engine share: a machine with a small guest in it, and a controller stub.
+"""What the tests of engines share: a machine with a small guest in it, and a controller stub.
 
 A guest is a listing, machine code beside its assembly (Intel syntax), so that nothing has to be
 assembled. In long mode it starts with all of the first 4 GiB mapped as it is, by large pages, for
@@ -13,9 +13,10 @@ from typing import Final, Literal
 
 from iobus.clock import Clock
 from iobus.cpu_registers import Registers, Segment
+from iobus.engines.kvm.engine import KvmEngine
 from iobus.engines.unicorn.engine import UnicornEngine
-from iobus.exits import Exit, HltExit
-from iobus.machine import Machine
+from iobus.exits import Exit, HltExit, MmioExit, PioExit
+from iobus.machine import Engine, Machine
 
 RAM: Final = 2 << 20
 PML4, PDPT, PAGE_DIRECTORY, PAGE_TABLE = 0x1000, 0x2000, 0x3000, 0x7000
@@ -33,7 +34,7 @@ CODE64, DATA64, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x20, 0x28, 0x30
 CODE32, DATA32, USER_CODE32, USER_DATA32, TASK32 = 0x08, 0x10, 0x18, 0x20, 0x28
 PRESENT, WRITABLE, USER, LARGE, NX = 1, 2, 4, 0x80, 1 << 63
 
-way: Literal["native", "fallback"] = "native"
+way: Literal["native", "fallback", "kvm"] = "native"
 """How guests made from here on run; the fixture of this name (conftest.py) sets it."""
 
 
@@ -81,15 +82,21 @@ class Vectors:
 class Guest:
     """A machine with 2 MiB of RAM and `program` in it, about to run in long mode at CPL 0."""
 
-    def __init__(self, program: bytes, *, clock: Clock | None = None) -> None:
-        engine = UnicornEngine("fallback" if way == "fallback" else "auto")
-        self.machine = Machine(engine, clock=clock)
-        assert way == "fallback" or engine.fallback_reason is None, engine.fallback_reason
+    def __init__(self, program: bytes, *, clock: Clock | None = None, cpus: int = 1) -> None:
+        self.machine = Machine(self.engine(), clock=clock, cpus=cpus)
         self.vcpu = self.machine.vcpus[0]
         self.memory = self.machine.memory
         self.memory.add(0, RAM)
         self.memory.write(CODE, program)
         self.start()
+
+    def engine(self) -> Engine:
+        """Return a new engine to run it on."""
+        if way == "kvm":
+            return KvmEngine()
+        engine = UnicornEngine("fallback" if way == "fallback" else "auto")
+        assert way == "fallback" or engine.fallback_reason is None, engine.fallback_reason
+        return engine
 
     def __enter__(self) -> Guest:
         return self
@@ -146,13 +153,27 @@ class Guest:
 
     def finish(self) -> Registers:
         """Run to the guest's end, its HLT with interrupts off; return the registers there."""
-        exit: Exit = self.machine.run(timeout=20)
+        exit: Exit = self.machine.run(timeout=60)
         assert exit == HltExit(), exit
         return self.vcpu.registers
 
     def word(self, offset: int = 0, size: int = 8) -> int:
         """What the guest left at `DATA + offset`."""
         return self.memory.load(DATA + offset, size)
+
+
+def answered(guest: Guest, *data: int) -> list[Exit]:
+    """Run to the end, answering reads with `data` in turn; return the exits."""
+    exits: list[Exit] = []
+    values = iter(data)
+    while True:
+        exit = guest.vcpu.run()
+        exits.append(exit)
+        if isinstance(exit, HltExit):
+            return exits
+        assert isinstance(exit, MmioExit | PioExit), exit
+        if not exit.is_write:
+            exit.data = next(values)
 
 
 class RealModeGuest(Guest):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from rig import DATA, MMIO, RAM, Guest, code64
+from rig import DATA, MMIO, RAM, Guest, answered, code64
 
 from iobus.exits import (
     EngineError,
@@ -21,20 +21,6 @@ from iobus.exits import (
 from iobus.machine import UnclaimedAccess
 
 pytestmark = pytest.mark.usefixtures("way")
-
-
-def answered(guest: Guest, *data: int) -> list[Exit]:
-    """Run to the end, answering reads with `data` in turn; return the exits."""
-    exits: list[Exit] = []
-    values = iter(data)
-    while True:
-        exit = guest.vcpu.run()
-        exits.append(exit)
-        if isinstance(exit, HltExit):
-            return exits
-        assert isinstance(exit, MmioExit | PioExit), exit
-        if not exit.is_write:
-            exit.data = next(values)
 
 
 # Unclaimed accesses.

@@ -17,6 +17,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -56,6 +57,8 @@ _IO_AT: Final = abi.offset(abi.Run, "io", "data_offset") // 8
 _ONES: Final = (1 << 64) - 1
 _MASKS: Final = tuple((1 << 8 * size) - 1 if size in (1, 2, 4, 8) else 0 for size in range(9))
 """By the size of an access; 0 where the bus has no such size."""
+
+_GLIMPSE: Final = 0.0001  # seconds: how long a vCPU may take to leave guest code is not known
 
 _RUN: Final = int(ioctls.KVM_RUN)
 _INTR, _MMIO, _IO = ioctls.KVM_EXIT_INTR, ioctls.KVM_EXIT_MMIO, ioctls.KVM_EXIT_IO
@@ -114,6 +117,8 @@ class KvmCpu:
         self._kicked = False
         self.nmi_pending = False
         self.init_pending = False
+        self._held = False
+        self._released = threading.Event()
         self._closed = False
         self.set_registers(Registers())
 
@@ -197,7 +202,7 @@ class KvmCpu:
         if self._closed:
             raise EngineError("the machine is closed")
         self._answer = answer
-        self.engine.vm.map_ram(self.vcpu.machine.memory.slots)
+        self.engine.map_memory()
         if self._power_on is None:
             self._install_cpuid()
             self._power_on = cpustate.PowerOn(self.fd, self.engine.vm.system, self.engine.xsave_size)
@@ -367,6 +372,9 @@ class KvmCpu:
         while self.attention:
             self._open = False
             self.attention = False
+            if self._held:
+                self._released.wait()
+            self.engine.map_memory()
             if self._kicked or self.init_pending:
                 if self._u32[_REASON] in _COMPLETED_BY_RUN:  # then it comes back here
                     self._u8[_IMMEDIATE_EXIT] = self.attention = self._open = True
@@ -381,6 +389,19 @@ class KvmCpu:
                 return exit
             self._open = True
         return None
+
+    def hold(self) -> None:
+        """Keep the vCPU out of guest code until `release`. From another thread than its own, or its own."""
+        self._released.clear()
+        self._held = True
+        self.attend_soon()
+        while self._open:
+            time.sleep(_GLIMPSE)
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._held = False
+        self._released.set()
 
     def inject(self) -> bool:
         """Give the CPU the controller's interrupt if it can take one, else have the kernel say when it can.

@@ -39,7 +39,8 @@ class UserCpu(KvmCpu):
         super().init()
 
     def startup(self, vector: int) -> None:
-        if self._waits_for_startup or self.init_pending:
+        # The first one starts it: to a second one it is no longer waiting, even if it has not come to start yet.
+        if (self._waits_for_startup or self.init_pending) and self._vector is None:
             self._vector = vector
             self.attend_soon()
 

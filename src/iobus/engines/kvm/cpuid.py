@@ -70,7 +70,7 @@ def table(leaves: Iterable[Leaf], apic_id: int, cpus: int, features: CpuFeatures
     """Return the table of one vCPU of a machine of `cpus`: one package, each core with one thread."""
     given = list(leaves)
     shift = (cpus - 1).bit_length()
-    last = max((leaf.function for leaf in given if leaf.function < _KVM_LEAVES), default=0)
+    last = next((leaf.eax for leaf in given if leaf.function == 0), 0)
     found: list[Leaf] = []
     for leaf in given:
         function, eax, ebx, ecx, edx = leaf.function, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx

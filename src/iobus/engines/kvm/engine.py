@@ -8,6 +8,7 @@ kernel (`kernel`).
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Final
 
 from iobus.engines.kvm import abi, cpuid, ioctls
@@ -16,12 +17,14 @@ from iobus.engines.kvm.cpu_lapic import LapicCpu
 from iobus.engines.kvm.cpu_user import UserCpu
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.irqchip import KernelIrqchip, KvmIrqchip, SplitIrqchip
+from iobus.engines.kvm.ram import Ram
 from iobus.engines.kvm.sleepers import Sleepers
 from iobus.engines.kvm.vm import Vm
 from iobus.engines.names import IRQCHIPS, Placement
 from iobus.exits import EngineError
 from iobus.irq import Irqchip
 from iobus.machine import Machine
+from iobus.memory import Slot
 from iobus.vcpu import VCPU
 
 _IA32_APIC_BASE, _IA32_TSC_DEADLINE = 0x1B, 0x6E0
@@ -61,6 +64,11 @@ class KvmEngine:
         if len(machine.vcpus) > most:
             raise EngineError(f"this KVM runs at most {most} vCPUs, not {len(machine.vcpus)}")
         self._machine = machine
+        self._ram = Ram(self.vm, machine)
+        self._mapping = threading.Lock()  # one thread at a time holds the vCPUs
+        machine.memory.on_protect = self._protected
+        for vcpu in machine.vcpus:
+            vcpu.mmio.on_change(self._own_devices_changed)
 
     def executor(self, vcpu: VCPU) -> KvmCpu:
         """Return what runs `vcpu`."""
@@ -89,6 +97,30 @@ class KvmEngine:
         for cpu in self._cpus:
             cpu.close()
         self.vm.close()
+
+    def map_memory(self) -> None:
+        """Give the guest the memory that the machine has, with no vCPU in guest code meanwhile."""
+        if self._ram.is_current():
+            return
+        with self._mapping:
+            if self._ram.is_current():
+                return
+            for cpu in self._cpus:
+                cpu.hold()
+            try:
+                self._ram.sync()
+            finally:
+                for cpu in self._cpus:
+                    cpu.release()
+
+    def _protected(self, slot: Slot, readonly: bool) -> None:
+        self.map_memory()
+
+    def _own_devices_changed(self) -> None:
+        # Called with the bus's lock held: it is looked at by the vCPU, before it goes on.
+        self._ram.stale = True
+        for cpu in self._cpus:
+            cpu.attend_soon()
 
     def _trap_msrs(self) -> bool:
         """Have accesses to the LAPIC's MSRs, and to those that nobody has, come out as exits."""

@@ -1,4 +1,4 @@
-"""The kernel's virtual machine: its file, what the kernel offers, and guest RAM as its memory slots.
+"""The kernel's virtual machine: its file, and what the kernel offers.
 
 Above `abi.py` and `ioctls.py`; `engine.py` makes one for its machine, `cpu.py` a vCPU in it.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from iobus.engines.kvm import abi, ioctls
 from iobus.engines.kvm.ioctls import call
 from iobus.exits import EngineError
-from iobus.memory import Slot
 
 DEVICE: Final = "/dev/kvm"
 
@@ -46,7 +44,6 @@ class Vm:
         except BaseException:
             os.close(self.system)
             raise
-        self._slots: tuple[Slot, ...] = ()
         if self.offers(ioctls.KVM_CAP_SET_IDENTITY_MAP_ADDR):
             call(self.fd, ioctls.KVM_SET_IDENTITY_MAP_ADDR, _IDENTITY_MAP.to_bytes(8, "little"))
         if self.offers(ioctls.KVM_CAP_SET_TSS_ADDR):
@@ -59,21 +56,6 @@ class Vm:
     def enable(self, capability: int, argument: int) -> None:
         """Switch a capability on."""
         call(self.fd, ioctls.KVM_ENABLE_CAP, abi.EnableCap(cap=capability, args=(argument,)))
-
-    def map_ram(self, slots: Sequence[Slot]) -> None:
-        """Give the guest the RAM that it does not have yet."""
-        if slots is self._slots:
-            return
-        for slot in slots:
-            if any(slot.base == other.base for other in self._slots):
-                continue
-            region = abi.UserspaceMemoryRegion(
-                slot=len(self._slots), guest_phys_addr=slot.base, memory_size=slot.size,
-                userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer)),
-            )  # fmt: skip
-            call(self.fd, ioctls.KVM_SET_USER_MEMORY_REGION, region)
-            self._slots = (*self._slots, slot)
-        self._slots = tuple(slots)
 
     def close(self) -> None:
         """Close the files. The kernel lets go of the guest's RAM when the vCPUs are closed too."""
