@@ -78,6 +78,31 @@ def test_a_waiting_interrupt_comes_exactly_when_the_window_opens(opening: bytes,
         assert guest.word() == CODE + length
 
 
+@pytest.mark.parametrize("period", [6, 10, 100, 200, 1000, 1065, 3000])
+def test_a_window_of_an_instruction_in_a_long_loop_is_met(period: int) -> None:
+    """Interrupts are open for one instruction of the loop: the one that waits gets in there, whatever the length."""
+    loop = code64("""
+        fb                          ; sti
+        90                          ; nop
+        fa                          ; cli
+    """) + b"\x90" * (period - 6) + code64("""
+        83 3c 25 00 00 03 00 00     ; cmp dword ptr [0x30000], 0
+    """)  # fmt: skip
+    jump = b"\x0f\x84" + (-len(loop) - 6).to_bytes(4, "little", signed=True)  # JE to its start
+    with Guest(loop + jump + b"\xf4") as guest:
+        guest.gate(
+            0x40,
+            code64("""
+                ff 04 25 00 00 03 00  ; inc dword ptr [0x30000]
+                48 cf                 ; iretq
+        """),
+            HANDLERS,
+        )
+        Vectors(guest.machine, 0x40)
+        guest.finish()
+        assert guest.word(size=4) == 1
+
+
 def test_sti_followed_by_cli_opens_no_window() -> None:
     """The shadow covers the CLI: the interrupt waits on."""
     program = code64("""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,9 @@ def make_pc(
     """Make a PC on the named engine, and close it in the end. Raises `UsageError`, `EngineError`."""
     cpu = choose.make(engine, irqchip)
     try:
-        pc = Pc(cpu, memory=memory, console=output, cpus=cpus)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of the fallback: said below
+            pc = Pc(cpu, memory=memory, console=output, cpus=cpus)
     except ValueError as exc:
         cpu.close()
         raise UsageError(f"--memory: {exc}") from None

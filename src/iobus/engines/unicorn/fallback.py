@@ -40,7 +40,7 @@ length, differ: a loop that always fits into them could slip through for ever.
 """
 
 LOST: Final = (
-    "Without it the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
+    "Without them the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
     "the TSC deadline) and CR8 do nothing, no access to another MSR faults, and those that do not exist read 0; "
     f"interrupts, NMIs, stops and code that other threads write come up to {SLICE} instructions late; the guest's "
     "TSC can be neither set nor told; hardware task switches through task gates fault."
