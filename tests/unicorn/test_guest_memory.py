@@ -81,6 +81,53 @@ def test_registers_after_reset_are_the_architectures() -> None:
         assert guest.vcpu.registers == Registers(rdx=0x306C3)
 
 
+def test_reset_reaches_what_is_not_among_the_registers() -> None:
+    """Debug registers, the x87's and SSE's control, MSRs: a guest finds them as at power-on, not as they were left."""
+    leave = code64("""
+        b8 34 12 00 00     ; mov eax, 0x1234
+        0f 23 c0           ; mov dr0, rax
+        b8 03 04 00 00     ; mov eax, 0x403
+        0f 23 f8           ; mov dr7, rax
+        c7 07 00 1f 00 00  ; mov dword ptr [rdi], 0x1f00
+        0f ae 17           ; ldmxcsr [rdi]
+        66 c7 07 7f 02     ; mov word ptr [rdi], 0x27f
+        d9 2f              ; fldcw [rdi]
+        d9 e8              ; fld1
+        b9 76 01 00 00     ; mov ecx, 0x176
+        0f 30              ; wrmsr
+        b9 82 00 00 c0     ; mov ecx, 0xc0000082
+        0f 30              ; wrmsr
+        b9 03 01 00 c0     ; mov ecx, 0xc0000103
+        0f 30              ; wrmsr
+        f4                 ; hlt
+    """)
+    find = code64("""
+        0f ae 1f        ; stmxcsr [rdi]
+        d9 7f 04        ; fnstcw [rdi + 4]
+        dd 7f 08        ; fnstsw [rdi + 8]
+        41 0f 21 c0     ; mov r8, dr0
+        0f 21 fb        ; mov rbx, dr7
+        b9 76 01 00 00  ; mov ecx, 0x176
+        0f 32           ; rdmsr
+        41 89 c1        ; mov r9d, eax
+        b9 82 00 00 c0  ; mov ecx, 0xc0000082
+        0f 32           ; rdmsr
+        41 89 c2        ; mov r10d, eax
+        b9 03 01 00 c0  ; mov ecx, 0xc0000103
+        0f 32           ; rdmsr
+        f4              ; hlt
+    """)
+    with Guest(leave) as guest:
+        guest.finish()
+        guest.machine.reset()
+        guest.memory.write(CODE, find)
+        guest.start()
+        r = guest.finish()
+        assert (r.r8 & 0xFFFFFFFF, r.rbx) == (0, 0x400)
+        assert (guest.word(0, 4), guest.word(4, 2), guest.word(8, 2)) == (0x1F80, 0x40, 0)
+        assert (r.r9, r.r10, r.rax) == (0, 0, 0)
+
+
 def test_flags_are_known_in_the_middle_of_a_block() -> None:
     """While an exit waits, RFLAGS are those the guest's last instructions made, lazily computed or not."""
     program = code64("""

@@ -25,7 +25,7 @@ from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
 from iobus.engines.unicorn.instance import Instance
-from iobus.engines.unicorn.msrs import POWER_ON
+from iobus.engines.unicorn.msrs import CLEARED, POWER_ON
 from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
 from iobus.paging import translate
 from iobus.vcpu import VCPU
@@ -54,15 +54,7 @@ _DR0: Final = 0x1518
 _OLD_EXCEPTION: Final = 0x1578
 
 _REG_RFLAGS, _REG_DR0 = 253, 66
-_EFER, _KERNEL_GS_BASE, _TSC_AUX = 0xC0000080, 0xC0000102, 0xC0000103
-_ZEROED: Final = dict.fromkeys(
-    (
-        syscalls.STAR, syscalls.LSTAR, syscalls.CSTAR, syscalls.FMASK, _KERNEL_GS_BASE, _TSC_AUX,
-        syscalls.SYSENTER_CS, syscalls.SYSENTER_ESP, syscalls.SYSENTER_EIP,
-    ),
-    0,
-)  # fmt: skip
-"""MSRs that are 0 after power-on, beside those of msrs.py."""
+_EFER: Final = 0xC0000080
 _CS: Final = at.SEGMENTS + 24
 
 _HLT: Final = 0xF4
@@ -186,8 +178,9 @@ class FallbackCpu(UnicornCpu):
 
     def power_on(self) -> None:
         # Of those that the library does not keep it ignores the write.
-        for msr, value in {**_ZEROED, **POWER_ON}.items():
+        for msr, value in {**dict.fromkeys(CLEARED, 0), **POWER_ON}.items():
             self.library.write_msr(self.uc, msr, value)
+        self.library.reset_units(self.uc)
         state = self.state()
         state.u32[at.HFLAGS2 >> 2] = at.HF2_GIF
         self._exception_taken()

@@ -62,6 +62,16 @@ MMIO_WRITE_CB = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p
 
 
 _REG_MSR: Final = 248
+_REG_DR0, _REG_DR6, _REG_DR7, _REG_FPSW, _REG_FPCW, _REG_FPTAG, _REG_MXCSR = 66, 72, 73, 31, 246, 247, 249
+_AT_RESET: Final = {
+    **dict.fromkeys(range(_REG_DR0, _REG_DR0 + 4), 0),
+    _REG_DR6: 0xFFFF0FF0,
+    _REG_DR7: 0x400,
+    _REG_FPCW: 0x40,
+    _REG_FPSW: 0,
+    _REG_FPTAG: 0x5555,
+    _REG_MXCSR: 0x1F80,
+}
 
 
 class _Msr(ctypes.Structure):
@@ -222,6 +232,11 @@ class Library:
     def write_msr(self, uc: int, index: int, value: int) -> None:
         """Set a model-specific register; as `read_msr`."""
         self.check(self._short.uc_reg_write(uc, _REG_MSR, byref(_Msr(index, value))), f"writing MSR {index:#x}")
+
+    def reset_units(self, uc: int) -> None:
+        """Set the debug, x87 and SSE control registers as power-on does (SDM vol. 3A, table 10-1)."""
+        for number, value in _AT_RESET.items():
+            self.write_register(uc, number, value)
 
     def read_code(self, uc: int, linear: int, length: int) -> bytes:
         """Return up to `length` bytes of code at a linear address, through the guest's page tables."""

@@ -46,12 +46,15 @@ POWER_ON: Final = {
 """What the MSRs that software can write hold after power-on."""
 _MEMORY_TYPES = frozenset((0, 1, 4, 5, 6))
 
-# Kept by the library and never trapped: EFER, STAR, LSTAR, CSTAR, FMASK, FS/GS/KERNEL_GS base,
-# TSC_AUX, SYSENTER_CS/ESP/EIP.
-UNTRAPPED: Final = (
-    0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,
-    0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103, 0x174, 0x175, 0x176,
+# Kept by the library and never trapped.
+_EFER, _FS_BASE, _GS_BASE = 0xC0000080, 0xC0000100, 0xC0000101
+CLEARED: Final = (
+    0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # STAR, LSTAR, CSTAR, FMASK
+    0xC0000102, 0xC0000103,  # KERNEL_GS_BASE, TSC_AUX
+    0x174, 0x175, 0x176,  # SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP
 )  # fmt: skip
+"""Those that are not among a CPU's `Registers`: 0 after power-on."""
+UNTRAPPED: Final = (_EFER, _FS_BASE, _GS_BASE, *CLEARED)
 
 
 class Msrs:
