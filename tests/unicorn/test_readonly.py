@@ -50,6 +50,22 @@ def test_a_rom_is_read_and_run_and_writes_to_it_go_to_the_bus() -> None:
         assert guest.memory.read(ROM, len(rom)) == rom
 
 
+def test_a_rom_is_protected_wherever_it_is_mapped() -> None:
+    """The guest's virtual address does not count; nor does RAM get slow or lost writes because of it."""
+    with Guest(code64("""
+        bb 00 00 00 40              ; mov ebx, 0x40000000
+        c7 43 04 78 56 34 12        ; mov dword ptr [rbx + 4], 0x12345678
+        c7 83 00 10 00 00 01 00 00 00 ; mov dword ptr [rbx + 0x1000], 1
+        f4                          ; hlt
+    """)) as guest:  # fmt: skip
+        witness = Witness(guest)
+        guest.machine.mmio.attach(witness, ROM, 0x2000)
+        guest.map(0, ROM + 0x1000)
+        guest.map(1, DATA)
+        guest.finish()
+        assert witness.writes == [(0x1004, 4, 0x12345678)] and guest.word(0, 4) == 1
+
+
 def test_a_write_that_nobody_takes_is_an_exit() -> None:
     """As any access that no device claims."""
     with Guest(code64("c6 04 25 05 00 40 00 2a ; mov byte ptr [0x400005], 0x2a\nf4 ; hlt")) as guest:
@@ -59,6 +75,25 @@ def test_a_write_that_nobody_takes_is_an_exit() -> None:
         assert (exit.address, exit.size, exit.is_write, exit.data) == (ROM + 5, 1, True, 0x2A)
         guest.finish()
         assert guest.memory.load(ROM + 5, 1) == 0
+
+
+def test_ram_that_becomes_read_only_while_the_guest_runs() -> None:
+    """It was RAM, and the store was translated and run as one to RAM, before a device protects it."""
+    with Guest(code64("""
+        bb 00 00 40 00              ; mov ebx, 0x400000
+        66 ba 10 00                 ; mov dx, 0x10
+        b0 01                       ; mov al, 1
+        c6 03 11                    ; mov byte ptr [rbx], 0x11
+        ee                          ; out dx, al: protected
+        c6 43 01 22                 ; mov byte ptr [rbx + 1], 0x22
+        f4                          ; hlt
+    """)) as guest:  # fmt: skip
+        witness = Witness(guest)
+        guest.memory.protect(witness.slot, False)
+        guest.machine.mmio.attach(witness, ROM, 0x2000)
+        guest.machine.pio.attach(witness.port(), 0x10, 1)
+        guest.finish()
+        assert witness.writes == [(1, 1, 0x22)] and guest.memory.read(ROM, 2) == b"\x11\x00"
 
 
 @pytest.mark.parametrize("warm", [False, True])

@@ -55,6 +55,7 @@ class Instance:
         self.callbacks: Final[list[Any]] = []  # the library keeps no reference
         self.runner: Final = Runner(self.poke)
         self._mapped: tuple[Slot, ...] | None = None
+        self._guarded: set[int] = set()  # the bases of slots that were read-only once
         self.current: UnicornCpu | None = None
         """The vCPU whose state is in the library's CPU."""
         self._ask, self._make_hole = self._install_io()
@@ -109,7 +110,7 @@ class Instance:
             host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer))
             self.library.map_ram(self.uc, slot.base, slot.size, host)
             if slot.base in self.machine.memory.readonly:
-                self.library.protect(self.uc, slot.base, slot.size, True)
+                self._protect(slot, True)
             self.mapped_ram(slot, host)
             at = slot.base + slot.size
         self._map_hole(at, 1 << PHYSICAL_BITS)
@@ -118,7 +119,14 @@ class Instance:
     def protect(self, slot: Slot, readonly: bool) -> None:
         """Have writes to `slot` go to the buses, or to RAM again, from the next instruction on."""
         if self._mapped is not None:  # else when it is mapped
-            self.library.protect(self.uc, slot.base, slot.size, readonly)
+            self._protect(slot, readonly)
+
+    def _protect(self, slot: Slot, readonly: bool) -> None:
+        if slot.base not in self._guarded:
+            self._guarded.add(slot.base)
+            within = slot.base, slot.base + slot.size - 1  # for all addresses, it would make every store slow
+            self.library.add_hook(self.uc, uc_api.HOOK_WRITE_PROTECTED, self._on_protected, within=within)
+        self.library.protect(self.uc, slot.base, slot.size, readonly)
 
     def mapped_ram(self, slot: Slot, host: int) -> None:
         """`slot` was mapped from the host address `host`."""
@@ -215,7 +223,7 @@ class Instance:
                 self._fail(exc)
             return 1
 
-        self.hook(uc_api.HOOK_WRITE_PROTECTED, uc_api.WRITE_PROTECTED_CB(write_protected))
+        self._on_protected = uc_api.WRITE_PROTECTED_CB(write_protected)
         self.hook(uc_api.HOOK_INSN, uc_api.IN_CB(port_in), instruction=uc_api.INSN_IN)
         self.hook(uc_api.HOOK_INSN, uc_api.OUT_CB(port_out), instruction=uc_api.INSN_OUT)
         self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(cpuid), instruction=uc_api.INSN_CPUID)
