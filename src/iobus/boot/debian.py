@@ -68,17 +68,25 @@ def fetch(
 
 
 def cloud_kernel(*, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
-    """Return the vmlinuz of Debian's small 64-bit kernel for virtual machines.
+    """Return the vmlinuz of Debian's small 64-bit kernel for virtual machines, as `linux_kernel` does."""
+    return linux_kernel("cloud-amd64", "amd64", cache=cache, progress=progress)
 
-    The newest one in the cache, if there is one; else the one linux-image-cloud-amd64 depends on.
+
+def linux_kernel(
+    flavour: str, architecture: str, *, cache: Path | None = None, progress: Progress = lambda line: None
+) -> Path:
+    """Return the vmlinuz of Debian's kernel of a flavour, such as "amd64", "686" or "686-pae".
+
+    The newest one in the cache, if there is one; else the one that linux-image-FLAVOUR depends on.
     Its modules are in `lib/modules` of the same package. Raises `GuestUnavailableError`.
     """
     cache = cache_directory() if cache is None else cache.absolute()
-    cached = [path for path in cache.glob("linux-image-*-cloud-amd64_amd64/boot/vmlinuz-*") if path.is_file()]
+    pattern = f"linux-image-*[0-9]-{flavour}_{architecture}/boot/vmlinuz-*"
+    cached = [path for path in cache.glob(pattern) if path.is_file()]
     if cached:
         return max(cached, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    with _Fetcher.open(cache, "amd64", progress) as fetcher:
-        tree = fetcher.bring(fetcher.dependency("linux-image-cloud-amd64", "linux-image-"))
+    with _Fetcher.open(cache, architecture, progress) as fetcher:
+        tree = fetcher.bring(fetcher.dependency(f"linux-image-{flavour}", "linux-image-"))
     return _one_file(tree, "boot/vmlinuz-*")
 
 

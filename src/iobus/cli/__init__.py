@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="load a file for the guest, such as an initrd; may be given more than once",
     )
+    run.add_argument("--firmware", metavar="FILE", type=Path, help="a ROM such as SeaBIOS's bios.bin, and no IMAGE")
     run.add_argument("--at", metavar="ADDR", type=values.address, help="IMAGE is a flat binary for this address")
 
     for command in (boot, run):
@@ -193,7 +194,15 @@ def _boot(options: argparse.Namespace) -> tuple[int, str]:
 def _run(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.run import RunOptions, run
 
-    return run(RunOptions(image=options.image, modules=options.module, at=options.at, **_machine(options)))
+    return run(
+        RunOptions(
+            image=options.image,
+            modules=options.module,
+            at=options.at,
+            firmware=options.firmware,
+            **_machine(options),
+        )
+    )
 
 
 def _demo(_: argparse.Namespace) -> tuple[int, str]:

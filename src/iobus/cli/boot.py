@@ -121,15 +121,18 @@ def boot(options: BootOptions) -> tuple[int, str]:
     return session(options, prepare)
 
 
-def session(options: MachineOptions, prepare: Callable[[Pc, Console], Guest]) -> tuple[int, str]:
+def session(
+    options: MachineOptions, prepare: Callable[[Pc, Console], Guest], *, firmware: bytes = b""
+) -> tuple[int, str]:
     """Run a guest on the console; return the status and a sentence for standard error. Raises `IobusError`.
 
     `prepare` gets the PC with the user's devices on it, and may attach more.
     """
     console = TextDisplay() if options.display == "text" else Console()
     with make_pc(
-        options.memory, options.engine, console.output, console.say, cpus=options.cpus, irqchip=options.irqchip
-    ) as pc:
+        options.memory, options.engine, console.output, console.say,
+        cpus=options.cpus, irqchip=options.irqchip, firmware=firmware,
+    ) as pc:  # fmt: skip
         attach_devices(pc, options.devices)
         guest = prepare(pc, console)
         guest.load(pc)
@@ -181,13 +184,14 @@ def make_pc(
     *,
     cpus: int = 1,
     irqchip: Placement | None = None,
+    firmware: bytes = b"",
 ) -> Iterator[Pc]:
     """Make a PC on the named engine, and close it in the end. Raises `UsageError`, `EngineError`."""
     cpu = choose.make(engine, irqchip)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of the fallback: said below
-            pc = Pc(cpu, memory=memory, console=output, cpus=cpus)
+            pc = Pc(cpu, memory=memory, console=output, cpus=cpus, firmware=firmware)
     except ValueError as exc:
         cpu.close()
         raise UsageError(f"--memory: {exc}") from None

@@ -81,6 +81,7 @@ class Console:
         self._pc: Pc | None = None
         self._raw = False
         self._mid_line = False
+        self._log = b""  # the guest's log, less the lines that were shown
         self._lock = threading.Lock()  # a leaf; output may come with the machine lock held
         self._shared = os.isatty(STDOUT) and os.isatty(STDERR)
 
@@ -103,8 +104,15 @@ class Console:
         self._stop()
 
     def log(self, data: bytes) -> None:
-        """Show a guest's log, whose lines end with a newline alone, as `output` shows its serial line."""
-        self.output(data.replace(b"\n", b"\r\n") if self._raw else data)
+        """Show a guest's log on standard output too, a line at a time: it would tear lines of the serial line."""
+        self._log += data
+        whole = len(self._log) if len(self._log) >= _CHUNK else self._log.rfind(b"\n") + 1
+        self._show_log(whole)
+
+    def _show_log(self, count: int) -> None:
+        lines, self._log = self._log[:count], self._log[count:]
+        if lines:  # they end with a newline alone
+            self.output(lines.replace(b"\n", b"\r\n") if self._raw else lines)
 
     def say(self, line: str) -> None:
         """Show a line of our own on standard error, which may be the same terminal."""
@@ -130,6 +138,7 @@ class Console:
                 try:
                     yield
                 finally:
+                    self._show_log(len(self._log))
                     os.close(our_end)  # wakes the reader
                     our_end = -1
                     reader.join()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iobus.boot.firmware import read_firmware
 from iobus.boot.handover import Handover, Image, Module, e820
 from iobus.boot.image import read_image, read_module
 from iobus.cli.boot import Guest, MachineOptions, session
@@ -27,6 +28,7 @@ class RunOptions(MachineOptions):
     modules: Sequence[str]
     """Each FILE[,CMDLINE]."""
     at: int | None
+    firmware: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,31 @@ class ImageGuest:
         pc.machine.vcpus[0].registers = self.image.load(memory, handover)
 
 
+class FirmwareGuest:
+    """A ROM that the PC was made with: the CPU is at its reset vector."""
+
+    def load(self, pc: Pc) -> None:
+        """As `Guest.load`: nothing is to be done."""
+
+
 def run(options: RunOptions) -> tuple[int, str]:
     """Run by `options`; return the status and a sentence for standard error. Raises `IobusError`."""
-    if options.image is None:
-        raise UsageError("iobus run needs an IMAGE; see iobus run --help")
-    image = read_image(options.image, at=options.at)
-    guest = ImageGuest(image, [read_module(text) for text in options.modules], options.append)
+    guest: Guest
+    rom = b""
+    if options.firmware is not None:
+        given = {"IMAGE": options.image, "--module": options.modules or None, "--append": options.append or None}
+        for what, value in (given | {"--at": options.at}).items():
+            if value is not None:
+                raise UsageError(f"--firmware {options.firmware} boots by itself; leave {what} out")
+        rom, guest = read_firmware(options.firmware), FirmwareGuest()
+    elif options.image is None:
+        raise UsageError("iobus run needs an IMAGE or --firmware FILE; see iobus run --help")
+    else:
+        image = read_image(options.image, at=options.at)
+        guest = ImageGuest(image, [read_module(text) for text in options.modules], options.append)
 
     def prepare(pc: Pc, console: Console) -> Guest:
         host_interface.attach(pc, console.log)
         return guest
 
-    return session(options, prepare)
+    return session(options, prepare, firmware=rom)

@@ -39,7 +39,11 @@ def attach(pc: Pc, log: Callable[[bytes], None]) -> None:
         fw_cfg.SMBIOS_ENTRIES: bytes(2),
         fw_cfg.IRQ0_OVERRIDE: b"\1",  # line 0 is the IOAPIC's pin 2
     }
-    files = {"etc/e820": _e820(pc.memory_size), **table_loader.files(cpus)}
+    files = {
+        "etc/e820": _e820(pc.memory_size),
+        "etc/boot-fail-wait": b"\xff" * 4,  # SeaBIOS, which finds nothing to boot, need not try again
+        **table_loader.files(cpus),
+    }
     for device, base in (
         (FwCfg(machine.memory, items, files), layout.FW_CFG),
         (DebugConsole(log), layout.DEBUG_CONSOLE),

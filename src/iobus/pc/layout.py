@@ -12,6 +12,7 @@ VGA_HOLE: Final = (0xA0000, 0xC0000)
 """No RAM here: the display adapter's window."""
 ACPI_TABLES: Final = 0xE0000
 """The RSDP and all tables, in the BIOS area [0xE0000, 0x100000) that guests search."""
+BIOS_AREA_END: Final = 0x100000
 RAM_BELOW_4G: Final = 0xC0000000
 """RAM up to here; more of it continues at 4 GiB."""
 PCI_MMIO: Final = (0xC0000000, 0xFEC00000)

@@ -31,6 +31,7 @@ from iobus.irq import Gate, Line, Pin
 from iobus.machine import Engine, Machine
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, bios_data, layout
+from iobus.pc.firmware import FirmwareBoard
 from iobus.pc.interrupts import PINS, Controllers, NoSuchDeviceError
 from iobus.pc.keyboard import HostKeyboard
 
@@ -42,7 +43,9 @@ MAXIMUM_MEMORY: Final = 64 << 30
 class Pc:
     """A PC with `memory` bytes of RAM on `engine` (or, with None, without a CPU).
 
-    `console` gets what the guest writes to COM1. Raises `ValueError` for a memory size that cannot be.
+    `console` gets what the guest writes to COM1. With `firmware`, a ROM image, the PC has a ROM, a PCI host bridge
+    with shadow RAM, and starts as hardware does; without, where firmware would have left it. Raises `ValueError` for
+    a memory size or a ROM that cannot be.
     """
 
     def __init__(
@@ -53,14 +56,16 @@ class Pc:
         cpus: int = 1,
         clock: Clock | None = None,
         console: Callable[[bytes], None] = lambda _: None,
+        firmware: bytes = b"",
     ) -> None:
         if not MINIMUM_MEMORY <= memory <= MAXIMUM_MEMORY or memory % PAGE_SIZE:
             raise ValueError(f"memory of {memory} bytes: a PC has 1 MiB to 64 GiB, in whole pages of 4096 bytes")
         self.memory_size: Final = memory
         """RAM in bytes."""
         self.machine: Final = Machine(engine, cpus=cpus, clock=clock)
-        self._add_ram(memory)
         machine = self.machine
+        self.board: Final = FirmwareBoard(machine, firmware) if firmware else None
+        self._add_ram(memory)
         self.controllers: Final = Controllers(machine)
         """The interrupt controllers, wherever they are."""
         self.apic_bus: Final = self.controllers.apic_bus
@@ -168,7 +173,12 @@ class Pc:
         self.machine.mmio.attach(device, base, length, **options)
 
     def power_on(self) -> None:
-        """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is."""
+        """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is.
+
+        With firmware of the guest's own: where that finds it, at the reset vector.
+        """
+        if self.board is not None:
+            return
         self.machine.memory.write(layout.ACPI_TABLES, acpi.tables(len(self.machine.vcpus)))
         for address, data in bios_data.pieces():
             self.machine.memory.write(address, data)
@@ -197,6 +207,8 @@ class Pc:
     def _add_ram(self, size: int) -> None:
         low, high = layout.VGA_HOLE
         self.machine.memory.add(0, low)
+        if self.board is not None:
+            high = layout.BIOS_AREA_END  # the board has what lies between
         if size > high:
             self.machine.memory.add(high, min(size, layout.RAM_BELOW_4G) - high)
         if size > layout.RAM_BELOW_4G:
