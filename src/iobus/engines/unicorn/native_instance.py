@@ -75,6 +75,7 @@ class NativeInstance(Instance):
         """Guest memory, as (gpa, length), written from other threads, whose code is not yet dropped."""
         self._install(intercepts)
         self.tsc: Final = HostTsc(self._stubs.rdtsc, machine.clock.now)
+        self.library.reset_units(self.uc)
         self._pristine: Final = self.new_state()
 
     def new_state(self) -> CpuState:
