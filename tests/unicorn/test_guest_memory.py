@@ -84,7 +84,7 @@ def test_registers_after_reset_are_the_architectures() -> None:
 def test_reset_reaches_what_is_not_among_the_registers() -> None:
     """Debug registers, the x87's and SSE's control, MSRs: a guest finds them as at power-on, not as they were left."""
     leave = code64("""
-        b8 34 12 00 00     ; mov eax, 0x1234
+        b8 06 00 01 00     ; mov eax, 0x10006 (an instruction of the next program)
         0f 23 c0           ; mov dr0, rax
         b8 03 04 00 00     ; mov eax, 0x403
         0f 23 f8           ; mov dr7, rax
