@@ -13,10 +13,13 @@ from typing import Final, Literal
 
 from iobus.clock import Clock
 from iobus.cpu_registers import Registers, Segment
+from iobus.devices.lapic import Lapic
 from iobus.engines.kvm.engine import KvmEngine
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import Exit, HltExit, MmioExit, PioExit
+from iobus.irq import ApicBus
 from iobus.machine import Engine, Machine
+from iobus.vcpu import VCPU
 
 RAM: Final = 2 << 20
 PML4, PDPT, PAGE_DIRECTORY, PAGE_TABLE = 0x1000, 0x2000, 0x3000, 0x7000
@@ -25,6 +28,9 @@ CODE: Final = 0x10000
 """Where the guest starts; its handlers lie from here on too."""
 IST_STACK, KERNEL_STACK, STACK = 0x1E000, 0x1F000, 0x20000
 DATA: Final = 0x30000
+STACKS: Final = 0x41000
+"""The first stack of a guest with several vCPUs; 4 KiB each."""
+LAPIC: Final = 0xFEE00000
 MMIO: Final = 0x10000000
 """An address that is nobody's."""
 WINDOW: Final = 0x40000000
@@ -174,6 +180,39 @@ def answered(guest: Guest, *data: int) -> list[Exit]:
         assert isinstance(exit, MmioExit | PioExit), exit
         if not exit.is_write:
             exit.data = next(values)
+
+
+class SmpGuest(Guest):
+    """As `Guest`, with several vCPUs that all start at CODE, each with a LAPIC, its number in R15, and its stack.
+
+    RBX is the LAPIC's address. They end by halting with interrupts off, all of them.
+    """
+
+    def start(self) -> None:
+        super().start()
+        self.vcpus, self.bus = self.machine.vcpus, ApicBus()
+        self.lapics = [self._lapic(vcpu) for vcpu in self.vcpus]
+        for vcpu in self.vcpus[1:]:
+            vcpu.startup(0)
+        self.set_all(rbx=LAPIC)
+
+    def _lapic(self, vcpu: VCPU) -> Lapic:
+        lapic = Lapic(
+            vcpu.index, vcpu, self.bus, self.machine.clock, bsp=vcpu.index == 0, tsc=vcpu.executor.tsc, x2apic=True
+        )
+        lapic.attach(vcpu.mmio)
+        vcpu.controller = lapic
+        with self.machine.lock:
+            lapic.virtual_wire()
+        return lapic
+
+    def set_all(self, **registers: int | Segment) -> None:
+        """Give all vCPUs the first one's registers with some changed."""
+        self.set(**registers)
+        for vcpu in self.vcpus:
+            own = self.vcpu.registers
+            own.r15, own.rsp = vcpu.index, STACKS + 0x1000 * vcpu.index
+            vcpu.registers = own
 
 
 class RealModeGuest(Guest):

@@ -157,7 +157,8 @@ class _Slicer:
         self._wanted, self._ended = wanted, ended
         self._gate = threading.Lock()  # held while the thread has nothing to do
         self._gate.acquire()
-        self.running = self._closed = False
+        self.running = False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -171,16 +172,16 @@ class _Slicer:
 
     def close(self) -> None:
         """End the thread; the engine's has ended."""
-        self._closed = True
+        self._closed.set()
         if self._thread is not None:
             self.start()
             self._thread.join()
 
     def _main(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             self._gate.acquire()
             while self.running:
-                time.sleep(SLICE / 1e9)
+                self._closed.wait(SLICE / 1e9)
                 if self._wanted():
                     self._ended()
                 else:
