@@ -31,13 +31,11 @@ from test_readonly import (  # noqa: F401
     test_a_rom_is_read_and_run_and_writes_to_it_go_to_the_bus,
     test_a_write_that_nobody_takes_is_an_exit,
     test_code_written_while_released_is_run_when_protected,
-    test_page_tables_in_a_rom_are_walked_and_not_marked,
     test_protection_changes_with_the_very_next_instruction,
 )
 from test_stops import (  # noqa: F401
     test_a_device_error_raises_out_of_run_and_run_goes_on,
     test_a_device_stops_the_machine_with_its_reason,
-    test_a_halted_guest_is_woken_from_another_thread,
     test_a_kick_before_a_run_is_kept,
     test_a_timeout_ends_a_spinning_guest_and_it_goes_on,
     test_an_error_in_a_timer_raises_out_of_run,

@@ -6,13 +6,12 @@ import struct
 
 import pytest
 from kvm_rig import Guest, needs_hardware, needs_kvm
-from rig import CODE, DATA, Vectors, code64
+from rig import CODE, DATA, code64
 
 from iobus.cpu_registers import Registers
 from iobus.devices import lapic_registers as r
 from iobus.devices.lapic import Lapic
 from iobus.engines.kvm.cpuid import Leaf, table
-from iobus.exits import HltExit
 from iobus.irq import ApicBus
 from iobus.paging import PHYSICAL_BITS
 from iobus.vcpu import CpuFeatures
@@ -331,28 +330,34 @@ def test_a_reset_returns_msrs_and_the_fpu_to_power_on() -> None:
         assert lives == [(0x0007040600070406, 0x1F80)] * 2
 
 
-def test_a_reset_forgets_interrupts_under_way() -> None:
-    """One that was given to the CPU and not yet taken does not come up in the next life; nor does CR8 stay."""
+def test_a_reset_forgets_what_was_under_way() -> None:
+    """The CPU halts in the service of an NMI, which holds up the next: after a reset the next one comes. CR8 is 0."""
     program = code64("""
         b8 05 00 00 00  ; mov eax, 5
         44 0f 22 c0     ; mov cr8, rax
-        e4 10           ; in al, 0x10
-        fb              ; sti
-        90              ; nop
-        fa              ; cli
+        f4              ; hlt
         44 0f 20 c1     ; mov rcx, cr8
         f4              ; hlt
     """)
+    handler = code64("""
+        ff 07  ; inc dword ptr [rdi]
+        f4     ; hlt
+    """)
     with Guest(program) as guest:
-        guest.gate(0x40, b"\xf4", HANDLER)
-        Vectors(guest.machine, 0x40)
-        guest.set(rflags=0x202)
-        assert guest.vcpu.run() != HltExit()
+        guest.gate(2, handler, HANDLER)
+        guest.finish()
+        guest.vcpu.nmi()
+        guest.finish()
+        assert guest.word(size=4) == 1
         guest.machine.reset()
         assert guest.vcpu.registers.rip == 0xFFF0
-        guest.vcpu.controller = None
         guest.start()
-        guest.set(rip=CODE + 11)
+        guest.vcpu.nmi()
+        guest.finish()
+        assert guest.word(size=4) == 2
+        guest.machine.reset()
+        guest.start()
+        guest.set(rip=CODE + 10)
         assert guest.finish().rcx == 0
 
 

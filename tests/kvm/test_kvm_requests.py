@@ -166,6 +166,38 @@ os._exit(0)
     assert done.stdout == "interrupted\na run of this vCPU was abandoned\n", done.stderr
 
 
+@pytest.mark.parametrize("wake", ["interrupt", "nmi", "kick"])
+def test_a_halted_guest_is_woken_from_another_thread(wake: str) -> None:
+    """HLT with interrupts on sleeps in `run`: an interrupt or an NMI runs its handler, a kick returns."""
+    program = code64("""
+        fb     ; sti
+        f4     ; hlt
+        eb fd  ; jmp .-1
+    """)
+    with Guest(program) as guest:
+        handler = code64("""
+            48 ff 04 25 00 00 03 00  ; inc qword ptr [0x30000]
+            48 cf                    ; iretq
+        """)
+        guest.gate(2, handler, CODE + 0x1000)
+        guest.gate(0x40, handler, CODE + 0x1000)
+        controller = Vectors(guest.machine)
+        act = {"interrupt": lambda: controller.request(0x40), "nmi": guest.vcpu.nmi, "kick": lambda: None}[wake]
+
+        def acts() -> None:
+            for count in range(20):
+                act()
+                while wake != "kick" and guest.word() <= count:
+                    time.sleep(0.0001)
+            guest.vcpu.kick()
+
+        thread = threading.Thread(target=acts)
+        thread.start()
+        assert guest.vcpu.run() == KickExit()
+        thread.join()
+        assert guest.word() == (0 if wake == "kick" else 20)
+
+
 def test_a_halted_guest_waits_without_running() -> None:
     """In HLT with interrupts on nothing is executed, and each of many interrupts wakes it once."""
     program = code64("""

@@ -24,6 +24,7 @@ _NOT_RESET: Final = frozenset({IA32_TSC, _TSC_ADJUST, IA32_APIC_BASE, _EFER})
 
 _DESCRIPTOR_SEGMENTS: Final = (*SEGMENTS, "ldt", "tr")
 _CR0_CD_NW: Final = 3 << 29
+_XSTATE_BV: Final = 512
 _MSRS: Final = 1024  # at most, of the kernel's list
 
 
@@ -111,6 +112,8 @@ class PowerOn:
         self._xcrs, self._debugregs = abi.Xcrs(), abi.Debugregs()
         large = xsave > ctypes.sizeof(abi.Xsave)
         call(fd, ioctls.KVM_GET_XSAVE2 if large else ioctls.KVM_GET_XSAVE, self._xsave)
+        # The FPU and SSE are there as values, not as "initial": the kernel else leaves MXCSR as it is (SDM 13.4.2).
+        self._xsave[_XSTATE_BV] |= 3
         call(fd, ioctls.KVM_GET_XCRS, self._xcrs)
         call(fd, ioctls.KVM_GET_DEBUGREGS, self._debugregs)
         self._msrs = read_msrs(fd, [index for index in _msr_list(system) if index not in _NOT_RESET])
