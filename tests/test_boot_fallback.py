@@ -12,7 +12,7 @@ from test_boot_linux import bzimage
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel
-from iobus.cli.boot import COMMAND_LINE, Guest, run
+from iobus.cli.boot import COMMAND_LINE, LinuxGuest, run
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import PowerOffExit
 from iobus.pc.pc import Pc
@@ -36,7 +36,7 @@ def pc() -> Iterator[FallbackPc]:
 def load(pc: Pc, path: Path, code: bytes) -> None:
     """Put a kernel of a few instructions into the PC's RAM."""
     path.write_bytes(bzimage(bytes(0x200) + code))
-    Guest(LinuxKernel.read(path), b"", "").load(pc)
+    LinuxGuest(LinuxKernel.read(path), b"", "").load(pc)
 
 
 def test_a_small_kernel_says_hello_and_powers_off(pc: FallbackPc, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_debian_boots_to_user_space() -> None:
     script = "mount -t proc proc /proc\ncat /proc/interrupts\necho user space\npoweroff -f\n"
     pc = FallbackPc(256 << 20)
     try:
-        guest = Guest(kernel, busybox_initrd(busybox, script), f"{COMMAND_LINE} quiet cryptomgr.notests")
+        guest = LinuxGuest(kernel, busybox_initrd(busybox, script), f"{COMMAND_LINE} quiet cryptomgr.notests")
         guest.load(pc)
         exit = run(pc, guest, timeout=280, reboot=False)
         shown = pc.shown.decode(errors="replace")

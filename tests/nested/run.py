@@ -1,6 +1,6 @@
 """The nested rig by hand: `python -m tests.nested.run [OPTION...] (--kvm-smoke | -- COMMAND [ARGUMENT...])`.
 
-Stands on `machine.py`; docs/nested.md is its manual.
+Stands on `machine.py`; docs/testing-nested.md is its manual.
 """
 
 from __future__ import annotations

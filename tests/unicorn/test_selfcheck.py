@@ -22,6 +22,7 @@ from iobus.engines.unicorn.fallback import LOST, FallbackCpu
 from iobus.engines.unicorn.internals import MismatchError
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.native import NativeCpu
+from iobus.engines.unicorn.native_instance import NativeInstance
 from iobus.engines.unicorn.stubs import ENTRIES
 from iobus.exits import EngineError, HltExit
 from iobus.machine import Machine
@@ -71,22 +72,22 @@ def another_offset(**changed: int) -> Patch:
 
 
 def no_msr_intercept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(native, "_INTERCEPTS", native._INTERCEPTS & ~(1 << native._MSR - 0x160))
+    patch.setattr(selfcheck, "INTERCEPTS", native.INTERCEPTS & ~(1 << native._MSR - 0x160))
 
 
 def no_hlt_intercept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(native, "_INTERCEPTS", native._INTERCEPTS & ~(1 << native._HLT - 0x160))
+    patch.setattr(selfcheck, "INTERCEPTS", native.INTERCEPTS & ~(1 << native._HLT - 0x160))
 
 
 def a_stub_that_does_nothing(patch: pytest.MonkeyPatch) -> None:
     """SYSCALL's hook returns at once."""
-    real = NativeCpu._install
+    real = NativeInstance._install
 
-    def install(self: NativeCpu, cpu: int, env: int) -> None:
-        real(self, cpu, env)
+    def install(self: NativeInstance, intercepts: int) -> None:
+        real(self, intercepts)
         self._stubs._memory[ENTRIES["syscall"]] = 0xC3  # RET
 
-    patch.setattr(NativeCpu, "_install", install)
+    patch.setattr(NativeInstance, "_install", install)
 
 
 def a_guest_that_runs_away(patch: pytest.MonkeyPatch) -> None:

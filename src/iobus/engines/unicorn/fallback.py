@@ -17,7 +17,7 @@ import ctypes
 import mmap
 from typing import Final
 
-from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, RFLAGS_IF
+from iobus.cpu_registers import CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_LME, RFLAGS_IF, Registers, Segment
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn import syscalls
@@ -53,7 +53,8 @@ _IS_INT: Final = 0x150C
 _DR0: Final = 0x1518
 _OLD_EXCEPTION: Final = 0x1578
 
-_REG_RFLAGS, _REG_DR0 = 253, 66
+_REG_RFLAGS, _REG_DR0, _REG_DR7 = 253, 66, 73
+_DR7_AT_RESET, _DR7_ENABLED = 0x400, 0xFF
 _EFER: Final = 0xC0000080
 _CS: Final = at.SEGMENTS + 24
 
@@ -64,9 +65,16 @@ _LONGEST: Final = 15
 _END_HOOKS: Final = 64
 """How many ends of blocks are hooked before they are all forgotten."""
 
-_FIRST: Final = 1 << 45
-"""Where the first code of all runs; above the guest's physical address width."""
+_OWN: Final = 1 << 45
+"""Where code of our own runs; above the guest's physical address width."""
+_OWN_CODE: Final = bytes.fromhex("eb 00 f4 0f 23 f8 f4")  # jmp $ + 2; hlt; mov dr7, rax; hlt
+_DISARM: Final = _OWN + 3
 _MASK64: Final = (1 << 64) - 1
+
+_FLAT: Final = Registers(
+    rax=_DR7_AT_RESET, cs=Segment(8, 0, 0xFFFFFFFF, 0xA09B), cr0=0x11, efer=EFER_LMA | EFER_LME,
+)  # fmt: skip
+"""64-bit mode without paging, which no real CPU has: what the library's CPU is made with, and code of our own needs."""
 
 
 class FallbackInstance(Instance):
@@ -141,12 +149,12 @@ class FallbackCpu(UnicornCpu):
         each instruction; with only the count's it calls that directly, and a later one is not seen.
         """
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        page[:3] = b"\xeb\x00\xf4"  # jmp $ + 2; hlt
-        self._first = page  # the library holds only its address
-        library, uc, last = self.library, self.uc, _FIRST + 2
-        library.map_ram(uc, _FIRST, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
+        page[: len(_OWN_CODE)] = _OWN_CODE
+        self._own = page  # the library holds only its address
+        library, uc, last = self.library, self.uc, _OWN + 2
+        library.map_ram(uc, _OWN, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
         library.add_hook(uc, uc_api.HOOK_CODE, self._at_end, last, within=(last, last))
-        library.check(library.emu_start(uc, _FIRST, SLICE), "running the first instructions")
+        library.check(library.emu_start(uc, _OWN, SLICE), "running the first instructions")
         if self._hlt_end != last + 1:
             raise at.MismatchError("a hook on code is not called")
 
@@ -177,6 +185,8 @@ class FallbackCpu(UnicornCpu):
                 return
 
     def power_on(self) -> None:
+        if self.library.read_register(self.uc, _REG_DR7) & _DR7_ENABLED:
+            self._disarm()
         # Of those that the library does not keep it ignores the write.
         for msr, value in {**dict.fromkeys(CLEARED, 0), **POWER_ON}.items():
             self.library.write_msr(self.uc, msr, value)
@@ -185,6 +195,13 @@ class FallbackCpu(UnicornCpu):
         state.u32[at.HFLAGS2 >> 2] = at.HF2_GIF
         self._exception_taken()
         self.put_state()
+
+    def _disarm(self) -> None:
+        """Take the guest's breakpoints out of the library's CPU: writing the register there does not, a MOV does."""
+        self.state().set(_FLAT, running=False)
+        self.put_state()
+        self.flush()
+        self.library.check(self.library.emu_start(self.uc, _DISARM, SLICE), "disarming the breakpoints")
 
     def written(self, gpa: int, length: int) -> None:
         """Software wrote guest memory. From any thread."""
@@ -345,7 +362,7 @@ class FallbackCpu(UnicornCpu):
 
     def _on_translated(self, _: int, block: int, __: int, ___: int) -> None:
         """A block was translated: note its pages, see to it that stores there are noticed, look for a HLT."""
-        if not self.instance.mapped:  # a block of our own, in `_run_first`
+        if not self._running:  # a block of our own
             return
         try:
             pc, size = ctypes.c_uint64.from_address(block).value, ctypes.c_uint16.from_address(block + 10).value
