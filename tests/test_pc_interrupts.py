@@ -422,8 +422,8 @@ def test_nmi_to_all_others_and_to_itself(x2apic: bool) -> None:
 def test_the_init_level_de_assert_reloads_the_arbitration_ids() -> None:
     """Section 11.4.7.4: it reaches all, whatever its destination, and nobody is reset by it."""
     board = Board(4)
-    for cpu in range(4):
-        board.apic(r.LDR, 1 << cpu << 24, cpu)
+    for index in range(4):
+        board.apic(r.LDR, 1 << index << 24, index)
     for _ in range(3):
         board.ipi(0x4951, 0xF)
         board.receivers()

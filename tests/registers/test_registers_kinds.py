@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ from iobus.registers import (
 DOCS = Path(__file__).parents[2] / "docs" / "registers.md"
 
 
-def device(access: Access, held: int) -> RegisterBank:
+def device(access: Access, held: int) -> Any:
     """A device with a field of four bits of the kind, at bits 7 to 4 of a register, which hold `held`."""
 
     class Reg(Register):

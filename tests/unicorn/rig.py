@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from iobus.clock import Clock
 from iobus.cpu_registers import Registers, Segment
@@ -104,7 +104,7 @@ class Guest:
         assert way == "fallback" or engine.fallback_reason is None, engine.fallback_reason
         return engine
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
