@@ -338,3 +338,15 @@ def test_call_soon_that_raises() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
     clock.advance(0)
     assert done == ["behind"]
+
+
+def test_a_closed_timer_never_fires() -> None:
+    """Neither as it is armed, nor when whoever has it arms it again; the clock knows the timers that somebody has."""
+    clock, fired = SteppedClock(), []
+    timer = clock.timer(lambda: fired.append(1))
+    assert set(clock.timers) == {timer}
+    timer.arm(10)
+    timer.close()
+    timer.arm(20)
+    clock.advance(100)
+    assert fired == [] and clock.next_deadline() is None

@@ -272,3 +272,28 @@ def test_what_intercepts_a_pin_decides_what_it_sees() -> None:
     assert (pin.level, pin.count, levels) == (True, 1, [True])
     line.set(False)
     assert (pin.level, levels) == (False, [True, False])
+
+
+def test_a_line_that_is_removed() -> None:
+    """It lets go of its pin, and what its device does with it afterwards changes nothing."""
+    seen: list[bool] = []
+    pin = Pin(seen.append)
+    kept, gone = pin.line("kept"), pin.line("gone")
+    gone.set(True)
+    pin.remove(gone)
+    assert seen == [True, False] and pin.sources == ["kept"]
+    gone.pulse()
+    kept.set(True)
+    assert seen == [True, False, True] and pin.count == 2
+
+
+def test_who_listens_for_a_time() -> None:
+    """A sink that comes later is told of changes until it is ignored."""
+    seen: list[bool] = []
+    pin, sink = Pin(), seen.append
+    line = pin.line()
+    pin.listen(sink)
+    line.pulse()
+    pin.ignore(sink)
+    line.pulse()
+    assert seen == [True, False]

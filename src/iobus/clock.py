@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
+from weakref import WeakSet
 
 from iobus.bus import IobusError
 
@@ -23,7 +24,7 @@ class TimerError(IobusError):
 class Timer:
     """One deadline and what to do at it. Made by `Clock.timer`."""
 
-    __slots__ = ("_arming", "_clock", "callback", "deadline", "name")
+    __slots__ = ("__weakref__", "_arming", "_clock", "callback", "deadline", "name")
 
     def __init__(self, clock: Clock, callback: Callable[[], None], name: str) -> None:
         self._clock = clock
@@ -49,6 +50,11 @@ class Timer:
         """Do not fire."""
         self.deadline = None
 
+    def close(self) -> None:
+        """Fire no more, whatever it is armed for: whoever made it is gone."""
+        self.cancel()
+        self._clock = _NEVER
+
 
 class Tsc(Protocol):
     """A CPU's time stamp counter beside the clock."""
@@ -69,6 +75,8 @@ class Clock:
         self._heap: list[tuple[int, int, Timer]] = []
         self._heap_limit = _HEAP_LEAST
         self._armings = 0
+        self.timers: WeakSet[Timer] = WeakSet()
+        """Every timer that somebody still has."""
         self._soon: deque[Callable[[], None]] = deque()
         self.on_earlier: Callable[[int], None] | None = None
         """Called with the next deadline when it became earlier, for whoever sleeps until it. From any thread."""
@@ -79,7 +87,9 @@ class Clock:
 
     def timer(self, callback: Callable[[], None], name: str = "") -> Timer:
         """Return a new timer, not armed."""
-        return Timer(self, callback, name)
+        timer = Timer(self, callback, name)
+        self.timers.add(timer)
+        return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, soon, as a timer's is: with the machine lock held. From any thread, at once.
@@ -140,7 +150,14 @@ class Clock:
             self.on_earlier(deadline)
 
 
+class _Never(Clock):
+    """The clock of closed timers, on which nothing is armed."""
+
+    def _arm(self, timer: Timer, deadline: int) -> None: ...
+
+
 _HEAP_LEAST: Final = 64  # entries, below which dropping the stale ones is not worth while
+_NEVER: Final = _Never()
 
 
 def _stands(entry: tuple[int, int, Timer]) -> bool:

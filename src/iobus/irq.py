@@ -42,8 +42,8 @@ class Pin:
 
     def __init__(self, *sinks: Callable[[bool], None], name: str = "") -> None:
         self.name = name
-        self.sources: list[str] = []
-        """The names of its lines."""
+        self.lines: list[Line] = []
+        """Its sources."""
         self.count = 0
         """How often it has gone from low to high."""
         self.intercept: Callable[[bool], None] | None = None
@@ -55,15 +55,36 @@ class Pin:
         self._asserted = 0
 
     @property
+    def sources(self) -> list[str]:
+        """The names of its lines."""
+        return [line.name for line in self.lines]
+
+    @property
     def level(self) -> bool:
         """Whether some line asserts the pin."""
         return self._asserted > 0
 
     def line(self, name: str = "") -> Line:
         """Return a new source of this pin, low."""
-        name = name or self.name
-        self.sources.append(name)
-        return Line(self, name)
+        line = Line(self, name or self.name)
+        self.lines.append(line)
+        return line
+
+    def remove(self, line: Line) -> None:
+        """Let go of one of its lines: it is deasserted, and what is done to it from then on reaches nobody."""
+        if line.level:
+            line.level = False
+            self.change(False)
+        self.lines.remove(line)
+        line._pin = _NOWHERE
+
+    def listen(self, sink: Callable[[bool], None]) -> None:
+        """Tell `sink` too each change of the level, until `ignore`."""
+        self._sinks += (sink,)
+
+    def ignore(self, sink: Callable[[bool], None]) -> None:
+        """Tell `sink` no more."""
+        self._sinks = tuple(other for other in self._sinks if other is not sink)
 
     def change(self, level: bool) -> None:
         """One line more (`True`) or less asserts the pin. Lines call it."""
@@ -73,6 +94,10 @@ class Pin:
             self.count += level
             for sink in self._sinks:
                 sink(level)
+
+
+_NOWHERE = Pin(name="nowhere")
+"""What a removed line drives."""
 
 
 class Gate:

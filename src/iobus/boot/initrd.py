@@ -133,14 +133,14 @@ def concatenate(*archives: bytes) -> bytes:
 def busybox_initrd(busybox: bytes, init_script: str, files: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
     """Return an initrd that runs `init_script` as /init under BusyBox's shell.
 
-    `busybox` is a statically linked BusyBox. The directories /bin /dev /etc /proc /sys /tmp exist,
+    `busybox` is a statically linked BusyBox. The directories /bin /dev /etc /proc /run /sys /tmp exist,
     the usual commands are in /bin and the basic nodes in /dev; nothing is mounted.
     `files` are added as they are, executable. Raises `InitrdError`.
     """
     if not busybox.startswith(b"\x7fELF"):
         raise InitrdError(f"BusyBox begins with {busybox[:4]!r}; give the bytes of a statically linked ELF program")
     initrd = Initrd()
-    for directory in ("bin", "dev", "etc", "proc", "sys"):
+    for directory in ("bin", "dev", "etc", "proc", "run", "sys"):
         initrd.add_dir(directory)
     initrd.add_dir("tmp", 0o1777)
     initrd.add_file("bin/busybox", busybox)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from iobus.bus import Device
+from iobus.bus import Device, Region
 from iobus.clock import Clock
 from iobus.devices.acpi_pm import AcpiPm
 from iobus.devices.hpet import Hpet
@@ -161,8 +161,8 @@ class Pc:
         """
         return self._nmi.line(name)
 
-    def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> None:
-        """Attach a user's device to the memory-mapped I/O bus, having told it of the machine.
+    def attach(self, device: Device, base: int | None = None, length: int | None = None, **options: Any) -> Region:
+        """Attach a user's device to the memory-mapped I/O bus, having told it of the machine; return its region.
 
         A device with a method `connect(pc)` gets this PC first: `pc.irq(n)`, `pc.machine.clock` and
         `pc.machine.dma(device)` are there for it. Otherwise as `Bus.attach`.
@@ -170,7 +170,7 @@ class Pc:
         connect = getattr(device, "connect", None)
         if connect is not None:
             connect(self)
-        self.machine.mmio.attach(device, base, length, **options)
+        return self.machine.mmio.attach(device, base, length, **options)
 
     def power_on(self) -> None:
         """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is.

@@ -12,15 +12,26 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from iobus.replay import Difference
     from iobus.testing.bench import Bench
+    from iobus.testing.guest import Guest, GuestError, GuestTimeoutError, KernelError, Result
     from iobus.testing.replaying import replay_device
+    from iobus.testing.tidy import GuestWarning
     from iobus.testing.watchdog import DeviceTimeoutError
 
-__all__ = ["Bench", "DeviceTimeoutError", "Difference", "replay_device"]
+__all__ = [
+    "Bench", "DeviceTimeoutError", "Difference", "Guest", "GuestError", "GuestTimeoutError", "GuestWarning",
+    "KernelError", "Result", "replay_device",
+]  # fmt: skip
 
 _HOMES: Final = {
     "Bench": "iobus.testing.bench",
     "DeviceTimeoutError": "iobus.testing.watchdog",
     "Difference": "iobus.replay",
+    "Guest": "iobus.testing.guest",
+    "GuestError": "iobus.testing.guest",
+    "GuestTimeoutError": "iobus.testing.guest",
+    "GuestWarning": "iobus.testing.tidy",
+    "KernelError": "iobus.testing.guest",
+    "Result": "iobus.testing.guest",
     "replay_device": "iobus.testing.replaying",
 }
 

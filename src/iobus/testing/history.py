@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from iobus.bus import Region
+from iobus.irq import Pin
 from iobus.machine import Machine
 from iobus.path import Access, AccessPath, Observer
 from iobus.trace import Record, Space, Touched, touched
@@ -47,6 +48,7 @@ class History:
         self._wanted: Final = wanted
         self._events: deque[_Seen | _Level] = deque(maxlen=KEPT)
         self._observed: list[tuple[AccessPath, Observer]] = []
+        self._pins: dict[Pin, Callable[[bool], None]] = {}
 
     def start(self) -> None:
         """Keep what happens from now on, instead of what did."""
@@ -65,6 +67,9 @@ class History:
         for path, observer in self._observed:
             path.ignore(observer)
         self._observed.clear()
+        for pin, sink in self._pins.items():
+            pin.ignore(sink)
+        self._pins.clear()
 
     def pin(self, name: str) -> Callable[[bool], None]:
         """Return a sink for the pin `name` that keeps its changes."""
@@ -73,6 +78,12 @@ class History:
             self._events.append(_Level(self._clock.now(), name, level))
 
         return changed
+
+    def listen(self, pin: Pin, name: str) -> None:
+        """Keep the changes of `pin`, as `name`'s, until `stop`."""
+        if pin not in self._pins:
+            self._pins[pin] = self.pin(name)
+            pin.listen(self._pins[pin])
 
     @property
     def accesses(self) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures `machine` and `bus`, and what a failed test says of its machine.
+"""The pytest plugin: fixtures `machine`, `bus` and `guest`, and what a failed test says of its machine.
 
 pytest finds it by the entry point `pytest11` once iobus is installed. It imports nothing of iobus before a test
 asks for a fixture, for it is loaded in every run of pytest.
@@ -6,7 +6,7 @@ asks for a fixture, for it is loaded in every run of pytest.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -14,9 +14,14 @@ import pytest
 if TYPE_CHECKING:
     from iobus.machine import Machine
     from iobus.testing.bench import Bench
-    from iobus.testing.history import History
+    from iobus.testing.guest import Guest
+    from iobus.testing.tidy import Guests
 
-_HISTORIES: Final = pytest.StashKey[list["History"]]()
+Report = Callable[[], str]
+
+_REPORTS: Final = pytest.StashKey[list[tuple[str, Report]]]()
+"""What is shown of a test that fails: by title, the text, made when it is asked for."""
+_GUEST: Final = pytest.StashKey["Guest"]()
 
 
 @pytest.fixture
@@ -35,8 +40,47 @@ def bus(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Bench]:
     from iobus.testing.bench import bench
 
     with bench(machine) as made:
-        request.node.stash.setdefault(_HISTORIES, []).append(made.history)
+        _report(request, "the last accesses", made.history.report)
         yield made
+
+
+@pytest.fixture(scope="session")
+def _iobus_guests() -> Iterator[Guests]:
+    """The session's guests, each booted when it is first used."""
+    from iobus.testing.tidy import Guests
+
+    guests = Guests()
+    yield guests
+    guests.close()
+
+
+@pytest.fixture
+def guest(_iobus_guests: Guests, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A booted Linux with a shell, as it was after its boot (`iobus.testing.Guest`)."""
+    from iobus.boot.debian import GuestUnavailableError
+
+    try:
+        made = _iobus_guests.enter("auto", request.node.nodeid)
+    except GuestUnavailableError as exc:
+        pytest.skip(f"no guest: {exc}")
+    _report(request, "the last accesses", made.history.report)
+    _report(request, "the guest's console", lambda: made.log.strip())
+    request.node.stash[_GUEST] = made
+    yield made
+    del request.node.stash[_GUEST]
+    _iobus_guests.leave(made)
+
+
+def _report(request: pytest.FixtureRequest, title: str, report: Report) -> None:
+    request.node.stash.setdefault(_REPORTS, []).append((title, report))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """A test that passes fails all the same where the kernel of its guest complained."""
+    yield
+    if _GUEST in item.stash:
+        item.stash[_GUEST].check()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,10 +88,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Add what happened last on the machine of a test to its failure."""
     report = yield
     if report.failed:
-        for history in item.stash.get(_HISTORIES, ()):
-            text = history.report()
-            if text:
-                report.sections.append(("iobus: the last accesses", text))
-    if report.when == "teardown" and _HISTORIES in item.stash:
-        del item.stash[_HISTORIES]  # pytest keeps its items: let the machine go
+        for title, text in item.stash.get(_REPORTS, ()):
+            if shown := text():
+                report.sections.append((f"iobus: {title}", shown))
+    if report.when == "teardown" and _REPORTS in item.stash:
+        del item.stash[_REPORTS]  # pytest keeps its items: let the machine go
     return report

@@ -1,0 +1,425 @@
+"""`Guest`: a booted Linux with a shell, for tests of drivers against devices. The fixture `guest` is one.
+
+Stands on `agent.py`, the way in, and on `pc/` and `boot/`. The machine runs only while a test waits for the guest:
+in `run` and what stands on it, and in `wait_for`. So whatever a device raises, it raises in the test, at that line,
+and between those calls nothing changes under the test's eyes. `tidy.py` has what happens between two tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from iobus.boot import debian
+from iobus.boot.handover import e820
+from iobus.boot.initrd import busybox_initrd
+from iobus.boot.linux import LinuxKernel
+from iobus.bus import Device, IobusError, Region
+from iobus.cli.outcome import describe
+from iobus.devices.uart import Uart
+from iobus.engines import choose
+from iobus.exits import KickExit, PowerOffExit, ResetExit, TimeoutExit
+from iobus.irq import Line
+from iobus.memory import PAGE_SIZE
+from iobus.pc import layout
+from iobus.pc.pc import Pc
+from iobus.testing import agent
+from iobus.testing.history import History
+from iobus.testing.kernel_log import complaints
+from iobus.testing.modules import dependencies, module_files
+from iobus.testing.watchdog import Watch
+from iobus.trace import Record
+
+MEMORY: Final = 256 << 20
+WINDOW: Final = MEMORY - (8 << 20)
+COM2: Final = 0x2F8
+IRQ_COM2: Final = 3
+COMMAND_LINE: Final = (
+    "console=ttyS0 loglevel=7 panic=-1 "
+    # The machine stands still between calls, and time goes on: that is no lockup, no stall and no bad clock.
+    "nowatchdog rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable"
+)
+BOOT_SECONDS: Final = 180.0
+SECONDS: Final = 60.0
+"""How long a command has, unless it is told otherwise, in seconds of the host."""
+_GRACE: Final = 3.0  # for a command that Ctrl-C is to end
+_LOOK_AGAIN: Final = 0.02
+
+
+class GuestError(IobusError):
+    """The guest did not do what it was to do, or is no more: the sentence says what, with what it last said."""
+
+
+class GuestTimeoutError(GuestError):
+    """A command did not end in its time."""
+
+
+class KernelError(GuestError):
+    """The guest's kernel complained: an oops, a warning, a panic. Its text is in the message."""
+
+
+class Result(NamedTuple):
+    """How a command in the guest ended."""
+
+    status: int
+    """Its exit status, 0-255."""
+    data: bytes
+    """What it wrote to its standard output and standard error."""
+
+    @property
+    def output(self) -> str:
+        """`data` as text."""
+        return self.data.decode(errors="replace")
+
+
+class Guest:
+    """A Linux of Debian's on an engine of `ENGINES`. Raises `EngineError`, `GuestUnavailableError`; then `boot` it."""
+
+    def __init__(self, engine: str = "auto") -> None:
+        self.kernel: Final = debian.cloud_kernel()
+        """Its vmlinuz; the modules are in the same package."""
+        self._initrd: Final = busybox_initrd(debian.busybox().read_bytes(), agent.INIT, {"agent": agent.agent(WINDOW)})
+        self._console = bytearray()
+        self._call: agent.Call | None = None
+        self._hello = b""
+        self.pc: Final = Pc(choose.make(engine), memory=MEMORY, console=self._console.extend)
+        """The machine's PC: `pc.pins[n].level` and `.count` tell of interrupts."""
+        self.machine: Final = self.pc.machine
+        self.dead: str = ""
+        """Why there is no guest any more; empty while there is one."""
+        self.regions: Final[list[Region]] = []
+        """What `attach` made, the latest last."""
+        self.history: Final = History(self.machine, lambda region: region in self.regions)
+        self._watch: Final = Watch(self.machine)
+        self._com2: Final = Uart(self.pc.irq(IRQ_COM2, "com2"), self.machine.clock, self._receive)
+        self.machine.pio.attach(self._com2, COM2, 8)
+        self._seen = 0  # how much of the console earlier tests have had
+        self._forgiven = 0  # up to where complaints have been expected
+
+    def boot(self) -> None:
+        """Boot, to the agent's first word. Raises `GuestError`."""
+        memory = self.machine.memory
+        entry = LinuxKernel.read(self.kernel).load(
+            memory,
+            initrd=self._initrd,
+            command_line=COMMAND_LINE,
+            acpi_rsdp=layout.ACPI_TABLES,
+            e820=agent.memory_map(e820(memory), WINDOW),
+        )
+        self.machine.vcpus[0].registers = entry.registers()
+        if not self._until(lambda: self._hello.endswith(agent.HELLO), BOOT_SECONDS):
+            self.give_up(f"it did not boot in {BOOT_SECONDS:g} s")
+            raise GuestError(f"the guest did not boot in {BOOT_SECONDS:g} s; its console's last:\n{self._last()}")
+        self.new_log()
+
+    def close(self) -> None:
+        """End the machine."""
+        self.give_up("it was closed")
+        self.machine.close()
+
+    def give_up(self, why: str) -> None:
+        """Have no guest any more; the first reason counts."""
+        self.dead = self.dead or why
+
+    # Commands.
+
+    def run(self, command: str, *, timeout: float = SECONDS, check: bool = False) -> Result:
+        """Run a command, or a script of several lines, by BusyBox's shell in /tmp; return how it ended.
+
+        Its standard input is empty. After `timeout` seconds of the host it is ended by Ctrl-C, and
+        `GuestTimeoutError` raised. Raises `GuestError` for another status than 0 with `check`, and for a guest that is
+        no more; `DeviceError` and `TimerError` when a device does, after which the command goes on at the next call.
+        """
+        __tracebackhide__ = True
+        result = self._run(command.encode(), command, timeout)
+        if check and result.status:
+            raise GuestError(f"{command!r} ended with status {result.status}:\n{result.output.rstrip()}")
+        return result
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Let the guest run until `condition()`, asked with the machine lock held, is true.
+
+        Raises `TimeoutError` when it is not so after `seconds` of the host, and what `run` does of devices.
+        """
+        __tracebackhide__ = True
+        self._must_live()
+        end = time.monotonic() + seconds
+        while True:
+            with self.machine.lock:
+                if condition():
+                    return
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"the condition was not true after {seconds:g} s")
+            self._machine_run(min(left, _LOOK_AGAIN))
+
+    def abandon(self) -> None:
+        """Have a command that is still going on ended at once by the next."""
+        if self._call is not None:
+            self._call.abandoned = True
+
+    # Files and modules.
+
+    def put(self, source: str | Path | bytes, target: str = "") -> str:
+        """Copy a file of the host's, or `bytes`, into the guest at `target`, by default /tmp and the file's name.
+
+        Return the path in the guest. A file that is executable stays so. Raises `OSError`, `GuestError`.
+        """
+        __tracebackhide__ = True
+        if isinstance(source, bytes):
+            if not target:
+                raise ValueError("put(bytes): say where to, as put(data, '/tmp/name')")
+            data, mode = source, 0o644
+        else:
+            path = Path(source)
+            data, mode = path.read_bytes(), path.stat().st_mode & 0o111 | 0o644
+            target = target or f"/tmp/{path.name}"
+        name, piece = shlex.quote(target), agent.WINDOW_SIZE - agent.DATA
+        skip = (WINDOW + agent.DATA) // PAGE_SIZE
+        for start in range(0, max(1, len(data)), piece):
+            part = data[start : start + piece]
+            pages = -(-len(part) // PAGE_SIZE)
+            copy = f"dd if=/dev/mem bs={PAGE_SIZE} skip={skip} count={pages} 2>/dev/null | head -c {len(part)}"
+            script = f"{copy} {'>>' if start else '>'} {name} && chmod {mode:o} {name}"
+            self._must_live()
+            self._finish()
+            self.machine.memory.write(WINDOW + agent.DATA, part)
+            result = self._run(script.encode(), f"put {target}", SECONDS)
+            if result.status:
+                raise GuestError(f"{target} cannot be written in the guest: {result.output.strip()}")
+        return target
+
+    def insmod(self, module: str | Path, **parameters: object) -> None:
+        """Load a kernel module of the host's into the guest, with its parameters. Raises `GuestError`.
+
+        It is unloaded again when the test ends.
+        """
+        __tracebackhide__ = True
+        path = Path(module)
+        target = self.put(path)
+        words = [f"{name}={_parameter(value)}" for name, value in parameters.items()]
+        command = shlex.join(["insmod", target, *words])
+        before = len(self._console)
+        result = self.run(f"{command}; status=$?; rm {shlex.quote(target)}; exit $status")
+        if result.status:
+            said = self._console[before:].decode(errors="replace").strip()
+            raise GuestError(f"{path.name} cannot be loaded: {result.output.strip()}\n{said}".rstrip())
+
+    def modprobe(self, name: str, **parameters: object) -> None:
+        """Load a module of the guest's own kernel package, after those it needs. Raises `GuestError`."""
+        __tracebackhide__ = True
+        files = module_files(self.kernel)
+        loaded = {line.split()[0] for line in self.run("cat /proc/modules").output.splitlines()}
+        for needed in dependencies(name, files):
+            if needed not in loaded:
+                self.insmod(files[needed], **(parameters if needed == name.replace("-", "_") else {}))
+
+    def interrupts(self, number: int) -> int:
+        """Return how often the guest's handlers were called for interrupt `number`, as /proc/interrupts counts it."""
+        shown = self.run("cat /proc/interrupts", check=True).output
+        found = re.search(rf"^ *{number}:((?: +\d+)+) ", shown, re.MULTILINE)
+        return sum(map(int, found[1].split())) if found else 0
+
+    # Devices.
+
+    def attach(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
+        """Attach `device` to the memory-mapped I/O bus while the guest runs; it is gone again when the test ends.
+
+        A device with a method `connect(pc)` gets the PC first. Otherwise as `Bus.attach`. Raises `ValueError` where
+        the guest has RAM.
+        """
+        size = length if length is not None else getattr(device, "length", 1)
+        for slot in self.machine.memory.slots:
+            if at < slot.base + slot.size and slot.base < at + size:
+                raise ValueError(
+                    f"{type(device).__name__} at {at:#x}: the guest has RAM there; use an address from "
+                    f"{layout.PCI_MMIO[0]:#x} up to {layout.PCI_MMIO[1]:#x}"
+                )
+        before = self.lines()
+        region = self.pc.attach(device, at, length, **options)
+        self.regions.append(region)
+        for number, pin in enumerate(self.pc.pins):
+            if any(line not in before for line in pin.lines):
+                self.history.listen(pin, f"irq{number}")
+        return region
+
+    def attach_ports(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
+        """As `attach`, to the ports; without `connect`."""
+        region = self.machine.pio.attach(device, at, length, **options)
+        self.regions.append(region)
+        return region
+
+    def lines(self) -> list[Line]:
+        """Return every line of every interrupt input."""
+        return [line for pin in self.pc.pins for line in pin.lines]
+
+    @property
+    def accesses(self) -> list[Record]:
+        """The latest accesses to what `attach` put on the bus, up to 1000, the latest last."""
+        return self.history.accesses
+
+    @property
+    def time_limit(self) -> float:
+        """How many seconds of the host a device has to answer; 10 unless a test sets it."""
+        return self._watch.seconds
+
+    @time_limit.setter
+    def time_limit(self, seconds: float) -> None:
+        self._watch.seconds = seconds
+
+    def watch(self, on: bool) -> None:
+        """Keep what happens, and hold devices to the time limit, or stop doing so."""
+        if on:
+            self.history.start()
+            self._watch.start()
+        else:
+            self._watch.stop()
+            self.history.stop()
+
+    # What the kernel says.
+
+    @property
+    def log(self) -> str:
+        """What came on the guest's console since the test began: the kernel's messages."""
+        return self._console[self._seen :].decode(errors="replace").replace("\r\n", "\n")
+
+    def new_log(self) -> None:
+        """Begin the log anew."""
+        self._seen = self._forgiven = len(self._console)
+
+    def check(self) -> None:
+        """Raise `KernelError` where the kernel complained and nobody expected it."""
+        __tracebackhide__ = True
+        found = complaints(self._text(self._forgiven))
+        if found:
+            self._forgiven = len(self._console)
+            raise KernelError("the guest's kernel complained:\n" + "\n\n".join(found))
+
+    @contextlib.contextmanager
+    def kernel_error(self, match: str = "") -> Iterator[None]:
+        """Expect a complaint of the kernel, in which the regular expression `match` is found, by the end of the block.
+
+        Raises `KernelError` when there is another, or none. Whatever a device or a command raises meanwhile because of
+        it, such as `GuestTimeoutError`, is the test's to handle.
+        """
+        self.check()
+        start = len(self._console)
+        yield
+        found = complaints(self._text(start))
+        self._forgiven = len(self._console)
+        if not any(re.search(match, text) for text in found):
+            what = "\n\n".join(found) or "it did not complain at all"
+            raise KernelError(f"the guest's kernel was to complain of {match!r}:\n{what}")
+
+    # Within.
+
+    def _receive(self, data: bytes) -> None:
+        """What comes from COM2, in the middle of the guest's access."""
+        call = self._call
+        if call is None:
+            self._hello = (self._hello + data)[-len(agent.HELLO) :]
+            whole = self._hello == agent.HELLO
+        else:
+            whole = call.receive(data)
+        if whole:
+            self.machine.stop(KickExit())
+
+    def _run(self, script: bytes, shown: str, timeout: float) -> Result:
+        __tracebackhide__ = True
+        self._must_live()
+        self._finish()
+        call = self._call = agent.Call(script)
+        if len(call.script) > agent.DATA:
+            raise ValueError(f"a script of {len(script)} bytes: give it as a file, with put")
+        self.machine.memory.write(WINDOW, call.script)
+        self._send(call.request)
+        try:
+            whole = self._until(lambda: call.status is not None, timeout)
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
+        if whole:
+            assert call.status is not None
+            return Result(call.status, bytes(call.output))
+        ended = self._interrupt(call)
+        how = "Ctrl-C ended it" if ended else "Ctrl-C did not end it either, so the guest is given up"
+        if not ended:
+            self.give_up(f"{shown!r} hung")
+        output = bytes(call.output[-2000:]).decode(errors="replace")
+        raise GuestTimeoutError(f"{shown!r} did not end in {timeout:g} s; {how}. Its output so far:\n{output}".rstrip())
+
+    def _finish(self) -> None:
+        """Have the command ended that a device's exception, or the user, came in between."""
+        __tracebackhide__ = True
+        call = self._call
+        if call is None or call.status is not None:
+            return
+        grace = 0.0 if call.abandoned else _GRACE
+        if not self._until(lambda: call.status is not None, grace) and not self._interrupt(call):
+            self.give_up("the command before hung")
+            self._must_live()
+
+    def _interrupt(self, call: agent.Call) -> bool:
+        """Press Ctrl-C, then Ctrl-\\; return whether the command has ended."""
+        __tracebackhide__ = True
+        for key in (agent.INTERRUPT, agent.QUIT):
+            self._send(key)
+            if self._until(lambda: call.status is not None, _GRACE):
+                return True
+        return False
+
+    def _send(self, data: bytes) -> None:
+        with self.machine.lock:
+            self._com2.receive(data)
+
+    def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Run the machine until `condition`, which is true only after a `machine.stop`, or `seconds` have passed."""
+        __tracebackhide__ = True
+        end = time.monotonic() + seconds
+        while not condition():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._machine_run(left)
+        return True
+
+    def _machine_run(self, seconds: float) -> None:
+        __tracebackhide__ = True
+        exit = self.machine.run(timeout=seconds)
+        if isinstance(exit, KickExit | TimeoutExit):
+            return
+        what = describe(exit, self.machine.vcpus[0])[1]
+        if isinstance(exit, PowerOffExit):
+            what = "it powered off"
+        elif isinstance(exit, ResetExit):
+            what = "its kernel panicked" if "Kernel panic" in self.log else "it reset the machine"
+        self.give_up(what)
+        if "panicked" in what:
+            self._forgiven = len(self._console)
+            raise KernelError(f"the guest is no more: {what}:\n" + "\n\n".join(complaints(self.log)))
+        raise GuestError(f"the guest is no more: {what}")
+
+    def _must_live(self) -> None:
+        __tracebackhide__ = True
+        if self.dead:
+            raise GuestError(f"the guest is no more: {self.dead}")
+
+    def _text(self, start: int) -> str:
+        return self._console[start:].decode(errors="replace").replace("\r\n", "\n")
+
+    def _last(self) -> str:
+        return self._text(max(0, len(self._console) - 3000)).strip()
+
+
+def _parameter(value: object) -> str:
+    """A module parameter's value: lists with commas, truth as y and n."""
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    if isinstance(value, list | tuple):
+        return ",".join(_parameter(item) for item in value)
+    return hex(value) if isinstance(value, int) else str(value)
