@@ -43,6 +43,7 @@ mount -t devtmpfs devtmpfs /dev
 echo
 echo "A BusyBox shell; exit powers off."
 setsid cttyhack sh
+stty sane  # waits until all is on the console
 poweroff -f
 """
 

@@ -21,9 +21,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.timeout(SECONDS + 30)
 @pytest.mark.parametrize(("irqchip", "cpus"), [("user", 1), ("split", 1), ("kernel", 1), ("user", 2)])
 def test_linux_boots_to_user_space(irqchip: str, cpus: int, tmp_path: Path) -> None:
-    """`iobus boot --engine kvm` comes to a shell script that counts the CPUs, and the guest powers off."""
+    """`iobus boot --engine kvm` comes to a shell script that counts the CPUs, and the guest powers off.
+
+    `stty` waits until the console is sent: another CPU may be about to do that when this one switches off.
+    """
     initrd = tmp_path / "initrd"
-    script = "mount -t proc proc /proc\ncat /proc/interrupts\necho user space, $(nproc) up\npoweroff -f\n"
+    script = "mount -t proc proc /proc\ncat /proc/interrupts\necho user space, $(nproc) up\nstty sane\npoweroff -f\n"
     initrd.write_bytes(busybox_initrd(debian.busybox().read_bytes(), script))
     done = subprocess.run(
         [
