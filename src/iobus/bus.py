@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from iobus.doorbell import Doorbell, ringing
 from iobus.widths import SIZES as SIZES
 from iobus.widths import Endian, Read, Write, adapter
 from iobus.widths import Value as Value
@@ -148,6 +149,8 @@ class Region:
         self._base = base
         self._enabled = True
         self._attached = True
+        self._coalesce = False
+        self._doorbells: tuple[Doorbell, ...] = ()
         self._read, self._write = adapter(device, sizes, implements, endian)
         self._claim = self._make_claim()
 
@@ -169,6 +172,67 @@ class Region:
     def attached(self) -> bool:
         """False once `detach` was called: a detached region stays so."""
         return self._attached
+
+    @property
+    def claim(self) -> Claim:
+        """Its standing now; for an engine that has its accesses otherwise than by the bus."""
+        return self._claim
+
+    @property
+    def doorbells(self) -> tuple[Doorbell, ...]:
+        """The doorbells that are not closed."""
+        return self._doorbells
+
+    @property
+    def coalesce(self) -> bool:
+        """Whether an engine may keep the guest's writes for a moment and bring several at once; False at first.
+
+        The device sees all its accesses in the guest's order, each write before any later access of the guest to any
+        device, before `run` returns and before a timer fires, and 10 ms later at most. Only KVM makes use of it.
+        """
+        return self._coalesce
+
+    @coalesce.setter
+    def coalesce(self, on: bool) -> None:
+        with self.bus._change:
+            self._must_be_attached("coalesce writes to")
+            if on != self._coalesce:
+                self._coalesce = on
+                self._refile()
+
+    def doorbell(self, offset: int, size: int, value: int | None = None) -> Doorbell:
+        """Have a guest's write of `size` bytes at `offset` fire the returned event, and not reach the device.
+
+        With `value`, only a write of that value, as the device would be given it. `offset` in bytes from the
+        region's base, `size` one of the region's `sizes`: the size that the guest uses, which `implements` does not
+        change. The doorbell moves, is disabled and leaves with the region; `close` ends it. Raises
+        `RegistrationError` for what cannot be.
+        """
+        what = f"region {self.name!r}: doorbell of {size} bytes at offset {offset:#x}"
+        if self.in_range is not None:
+            raise RegistrationError(f"{what}: a region that in_range claims has no doorbells")
+        if size not in self.sizes:
+            raise RegistrationError(f"{what}: guests may use the sizes {self.sizes} here")
+        if offset < 0 or offset + size > self.length:
+            raise RegistrationError(f"{what}: the region has {self.length:#x} bytes")
+        if value is not None and (value < 0 or value >> 8 * size):
+            raise RegistrationError(
+                f"{what}: value={value:#x} does not fit; use 0 to {(1 << 8 * size) - 1:#x}, or None"
+            )
+        bell = Doorbell(offset, size, value, self.endian, self._remove_doorbell)
+        with self.bus._change:
+            self._must_be_attached("give a doorbell to")
+            if taken := next((other for other in self._doorbells if other.collides(bell)), None):
+                raise RegistrationError(f"{what}: such writes are {taken!r}'s; close that first")
+            self._doorbells += (bell,)
+            self._refile()
+        return bell
+
+    def _remove_doorbell(self, bell: Doorbell) -> None:
+        with self.bus._change:
+            self._doorbells = tuple(other for other in self._doorbells if other is not bell)
+            if self._attached:
+                self._refile()
 
     def move(self, base: int) -> None:
         """Claim `[base, base + length)` from now on, also from inside this region's own access.
@@ -201,7 +265,8 @@ class Region:
             self.bus._remove(self._claim if self._enabled else None, self)
 
     def _make_claim(self) -> Claim:
-        return Claim(self, self._base, self._base + self.length, self._rank, self._read, self._write, self.in_range)
+        write = ringing(self._write, self._doorbells) if self._doorbells else self._write
+        return Claim(self, self._base, self._base + self.length, self._rank, self._read, write, self.in_range)
 
     def _refile(self) -> None:
         """Put the claim where `_base` and `_enabled` say. `bus._change` is held."""
@@ -210,6 +275,7 @@ class Region:
         if self._enabled:
             self.bus._file(self._claim)
         self.bus._unfile(old)
+        self.bus._mark(self, self._enabled and bool(self._coalesce or self._doorbells))
         self.bus._forget()
 
     def _must_be_attached(self, verb: str) -> None:
@@ -236,6 +302,8 @@ class Bus:
         self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
         self._asked: tuple[Claim, ...] = ()
         self._watchers: list[Callable[[], None]] = []
+        self.shortcuts: tuple[Region, ...] = ()
+        """The enabled regions with doorbells or coalesced writes, for an engine that has those nearer to the guest."""
         self.low, self.high = size, 0
         """No region was ever in `[0, low)` or `[high, size)`: a quick "not here" for who has two buses."""
         self._forget()
@@ -373,10 +441,25 @@ class Bus:
         """Return what is remembered of an access: what to call, with which offset, and of which claim; or None."""
         return (self._writes if is_write else self._reads)[size].get(address)
 
+    def is_contested(self, base: int, length: int, region: Region | None = None) -> bool:
+        """Whether a claimant in front of `region` (None: any) may be asked for an access in `[base, base + length)`.
+
+        It asks no device, takes no lock, and where it cannot tell says yes.
+        """
+        end, claims = base + length, list(self._asked)
+        for shift, slots in self._levels:
+            first, last = base >> shift, end - 1 >> shift
+            few = last - first < len(slots)
+            for slot in [slots.get(slot, ()) for slot in range(first, last + 1)] if few else list(slots.values()):
+                claims += slot
+        return any(
+            claim.base < end and base < claim.end and (region is None or claim.rank < region._rank) for claim in claims
+        )
+
     def on_change(self, forget: Callable[[], None]) -> None:
         """Have `forget()` called at the end of each change of the registrations, with the bus's inner lock held.
 
-        It must drop what `remembered` gave, and do nothing else.
+        It must drop what `remembered` gave or follow `shortcuts`, and do nothing else.
         """
         with self._change:
             self._watchers.append(forget)
@@ -491,7 +574,12 @@ class Bus:
         del self._regions[region]
         if claim is not None:
             self._unfile(claim)
+        self._mark(region, False)
         self._forget()
+
+    def _mark(self, region: Region, on: bool) -> None:
+        if on or region in self.shortcuts:
+            self.shortcuts = (*(other for other in self.shortcuts if other is not region), *[region] * on)
 
     def _forget(self) -> None:
         """Drop remembered lookups. The last step of a change: what a lookup finds now is new."""

@@ -40,6 +40,9 @@ class Engine(Protocol):
     def executor(self, vcpu: VCPU) -> Executor:
         """Return what runs `vcpu`."""
 
+    def flush(self) -> None:
+        """Have each write that the guest has made reach its device. From any thread but a device's callback."""
+
     def reset(self) -> None:
         """Return what `Executor.init` leaves as it is to power-on; nothing is running."""
 
@@ -260,11 +263,13 @@ class _Ticker:
             self._wakeup.set()
 
     def _main(self) -> None:
-        clock, lock = self._machine.clock, self._machine.lock
+        clock, lock, engine = self._machine.clock, self._machine.lock, self._machine.engine
         while not self._closed:
             self._sleeps_until = _FOREVER  # from here on an earlier deadline sets the event
             with lock:
                 try:
+                    if engine is not None:
+                        engine.flush()
                     clock.run_due()
                 except Exception as exc:
                     self._machine.fail(exc)

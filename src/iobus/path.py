@@ -68,6 +68,8 @@ class AccessPath:
         self._observers: tuple[Observer, ...] = ()
         self.under_way: UnderWay | None = None
         """What a device is being asked now, for who watches how long it takes. Kept only while there are observers."""
+        self.on_observe: Callable[[], None] = _nothing
+        """Called when `observed` may have changed; an engine that makes accesses otherwise sets it."""
         # Called one by one: a `with` costs twice as much, and this is the hot path.
         self.acquire, self.release = self._lock.acquire, self._lock.release
         self._forget()
@@ -81,10 +83,17 @@ class AccessPath:
         """
         self._observers += (observer,)
         self._forget()  # what is remembered by-passes them
+        self.on_observe()
 
     def ignore(self, observer: Observer) -> None:
         """Call `observer` no more."""
         self._observers = tuple(other for other in self._observers if other is not observer)
+        self.on_observe()
+
+    @property
+    def observed(self) -> bool:
+        """Whether there are observers: then every access must come here."""
+        return bool(self._observers)
 
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at `address`, completed on return. Raises `DeviceError`."""
@@ -213,3 +222,6 @@ class AccessPath:
         each access: each change of either bus puts other dictionaries in this place.
         """
         self.writes: dict[int, Hits] = {size: {} for size in SIZES}
+
+
+def _nothing() -> None: ...

@@ -98,6 +98,8 @@ class KvmCpu:
         self.shared: Final = mmap.mmap(self.fd, call(vm.system, ioctls.KVM_GET_VCPU_MMAP_SIZE))
         view = memoryview(self.shared)
         self._u8, self._u16, self._u32, self._u64 = view.cast("B"), view.cast("H"), view.cast("I"), view.cast("Q")
+        self._shortcuts: Final = engine.shortcuts
+        self._ring_first, self._ring_last = self._shortcuts.find_ring(view)
         self._kicker = Kicker(self.fd)
         self._side = Side(f"iobus-kvm{vcpu.index}")
         self._features: object = None
@@ -106,6 +108,7 @@ class KvmCpu:
         self._answer: Answer | None = None
         self._rest: deque[Access] = deque()  # of the exit under way, not yet asked
         self._waiting: tuple[MmioExit | PioExit, int] | None = None  # for the caller, and where its data is
+        self._unserved = False  # the exit in kvm_run has not been looked at: coalesced writes come before it
         self.cr8 = 0
         self.apic_base = cpustate.apic_base(self.fd)
         """The two as the kernel has them, as far as is known here."""
@@ -179,6 +182,11 @@ class KvmCpu:
         rip: int = regs.rip
         return rip
 
+    @property
+    def running(self) -> bool:
+        """Whether it is inside `run`."""
+        return self._kicker.running
+
     def power_on(self) -> None:
         """Return what INIT leaves as it is (MSRs, FPU, XCR0) to the values it had at power-on."""
         if self._power_on is not None:
@@ -214,6 +222,8 @@ class KvmCpu:
                 self._waiting = None
                 if not exit.is_write:
                     self._put(at, exit.size, exit.data & _MASKS[exit.size])
+            if self._shortcuts.stale:
+                self._shortcuts.sync()
             pending = self._serve_rest()
             return self._loop() if pending is None else pending
         finally:
@@ -224,17 +234,24 @@ class KvmCpu:
     def _loop(self) -> Exit:
         fd, ioctl, vcpu = self.fd, fcntl.ioctl, self.vcpu
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
+        first, last, late = self._ring_first, self._ring_last, self._shortcuts.waiting
         while True:
-            self._open = True
-            if self.attention and (exit := self._attend()) is not None:
-                return exit
-            try:
-                ioctl(fd, _RUN, 0)
-            except OSError as exc:
+            if not self._unserved:
+                self._open = True
+                if self.attention and (exit := self._attend()) is not None:
+                    return exit
+                try:
+                    ioctl(fd, _RUN, 0)
+                except OSError as exc:
+                    self._came_back(exc)
                 self._open = False
-                self._came_back(exc)
-                continue
-            self._open = False
+            if late or u32[first] != u32[last]:
+                self._unserved = True
+                try:
+                    self._shortcuts.drain(vcpu)
+                except _UnansweredError as pending:
+                    return self._hand_out(pending.exit, _MMIO_AT)
+            self._unserved = False
             if u64[_CR8] != self.cr8 or u64[_APIC_BASE] != self.apic_base:
                 self.guest_changed(u64[_CR8], u64[_APIC_BASE])
             reason = u32[_REASON]
@@ -272,12 +289,13 @@ class KvmCpu:
 
     def _came_back(self, exc: OSError) -> None:
         """KVM_RUN returned without an exit: a signal, or an instruction finished that was not to run on."""
+        self._open = False
         if exc.errno == errno.EINTR:
             self._u8[_IMMEDIATE_EXIT] = 0
-            self._u32[_REASON] = _INTR
             self._kicker.drain()
         elif exc.errno != errno.EAGAIN:
             raise EngineError(f"KVM_RUN failed: {exc.strerror}; {failure.where(self.get_registers())}") from exc
+        self._u32[_REASON] = _INTR
 
     def _other(self, reason: int) -> Exit | None:
         """Deal with the rarer exits."""
@@ -342,7 +360,7 @@ class KvmCpu:
 
         Not while `run` is under way.
         """
-        self._waiting = None
+        self._waiting, self._unserved = None, False
         self._rest.clear()
         u8, u32, u64 = self._u8, self._u32, self._u64
         while (reason := u32[_REASON]) in _COMPLETED_BY_RUN:

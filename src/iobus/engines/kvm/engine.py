@@ -18,6 +18,7 @@ from iobus.engines.kvm.cpu_user import UserCpu
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.irqchip import KernelIrqchip, KvmIrqchip, SplitIrqchip
 from iobus.engines.kvm.ram import Ram
+from iobus.engines.kvm.shortcuts import Shortcuts
 from iobus.engines.kvm.sleepers import Sleepers
 from iobus.engines.kvm.vm import Vm
 from iobus.engines.names import IRQCHIPS, Placement
@@ -65,6 +66,7 @@ class KvmEngine:
             raise EngineError(f"this KVM runs at most {most} vCPUs, not {len(machine.vcpus)}")
         self._machine = machine
         self._ram = Ram(self.vm, machine)
+        self.shortcuts = Shortcuts(self.vm, machine, lambda: any(cpu.running for cpu in self._cpus), self._wake)
         self._mapping = threading.Lock()  # one thread at a time holds the vCPUs
         machine.memory.on_protect = self._protected
         for vcpu in machine.vcpus:
@@ -81,8 +83,13 @@ class KvmEngine:
         self._cpus.append(cpu)
         return cpu
 
+    def flush(self) -> None:
+        """Have coalesced writes reach their devices."""
+        self.shortcuts.flush()
+
     def reset(self) -> None:
         """Return what INIT leaves as it is to power-on."""
+        self.shortcuts.drop()
         for cpu in self._cpus:
             cpu.power_on()
         if self._chip is not None:
@@ -94,6 +101,8 @@ class KvmEngine:
             return
         self._closed = True
         self.sleepers.close()
+        if self._machine is not None:
+            self.shortcuts.close()
         for cpu in self._cpus:
             cpu.close()
         self.vm.close()
@@ -119,6 +128,9 @@ class KvmEngine:
     def _own_devices_changed(self) -> None:
         # Called with the bus's lock held: it is looked at by the vCPU, before it goes on.
         self._ram.stale = True
+        self._wake()
+
+    def _wake(self) -> None:
         for cpu in self._cpus:
             cpu.attend_soon()
 

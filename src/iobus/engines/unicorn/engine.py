@@ -66,6 +66,9 @@ class UnicornEngine:
         cpu.init()
         return cpu
 
+    def flush(self) -> None:
+        """Nothing to do: a write reaches its device within the guest's instruction."""
+
     def reset(self) -> None:
         """Nothing to do: `init` of a vCPU is a reset of it."""
 
