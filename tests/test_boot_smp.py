@@ -76,7 +76,9 @@ def test_linux_works_on_all_cpus(cpus: int, busybox: bytes, tmp_path: Path) -> N
 
 def test_linux_sees_sixteen_cpus(busybox: bytes, tmp_path: Path) -> None:
     """The most that iobus promises, each started by INIT and start-up messages."""
-    script = 'mount -t proc proc /proc\necho "nproc: $(nproc)"\ngrep -c ^processor /proc/cpuinfo\nstty sane\npoweroff -f\n'
+    script = (
+        'mount -t proc proc /proc\necho "nproc: $(nproc)"\ngrep -c ^processor /proc/cpuinfo\nstty sane\npoweroff -f\n'
+    )
     initrd = Files(tmp_path).write("initrd", busybox_initrd(busybox, script))
     done = iobus("boot", "--cpus", 16, "--initrd", initrd, "--timeout", SECONDS)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -62,7 +62,7 @@ class Accesses(rig.Guest):
                 vcpu.startup(PARKED >> 12)
                 assert vcpu.run() == HltExit()
 
-    def engine(self) -> Engine | None:
+    def engine(self) -> Engine | None:  # type: ignore[override]
         return None if self.kind == "none" else UnicornEngine() if self.kind == "unicorn" else KvmEngine()
 
     def make(self, ops: Iterable[Op], *, answer: int = 0, cpu: int = 0) -> list[int]:

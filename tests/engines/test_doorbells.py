@@ -11,6 +11,7 @@ from bus_devices import Bytes, Decliner, Recorder
 from rig import MMIO
 
 from iobus.bus import Region
+from iobus.doorbell import Doorbell
 from iobus.exits import MmioExit
 
 PORT = 0x1230
@@ -160,6 +161,9 @@ def test_a_device_gives_itself_a_doorbell_inside_a_write(guest: Accesses) -> Non
     """From the next access on, as for `move`."""
 
     class Armed(Recorder):
+        region: Region
+        bell: Doorbell
+
         def write(self, offset: int, size: int, value: int) -> None:
             super().write(offset, size, value)
             self.bell = self.region.doorbell(0, 4)

@@ -9,7 +9,7 @@ from accesses import Accesses, Op
 from bus_devices import Bytes, Decliner, Failing, Recorder
 from rig import DATA, MMIO, RAM
 
-from iobus.bus import Device, DeviceError
+from iobus.bus import Device, DeviceError, Region
 from iobus.exits import MmioExit, PioExit
 
 PORT = 0x1230
@@ -107,6 +107,8 @@ def test_the_bus_splits_and_merges_and_swaps(guest: Accesses, endian: str) -> No
 
 class Mover(Device):
     """A register of which each write says where the region is from then on."""
+
+    region: Region
 
     def __init__(self) -> None:
         self.writes: list[int] = []
