@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from iobus.boot import debian
-from iobus.boot.debian import GuestUnavailableError, busybox, cache_directory, cloud_kernel, fetch
+from iobus.boot.debian import GuestUnavailableError, busybox, cache_directory, cloud_kernel, fetch, kernel_headers
 from iobus.boot.linux import LinuxKernel
 
 KERNEL = "linux-image-6.1.0-9-cloud-amd64"
@@ -34,14 +34,16 @@ case " $* " in
     echo "E: Failed to fetch http://deb.debian.org: Temporary failure resolving 'deb.debian.org'" >&2
     exit 100 ;;
 *" download "*)
-    echo "$last" >> "$here/downloads"
-    touch "${name}_1.0.deb" ;;
+    for word; do
+        case $word in *:amd64 | *:i386) echo "$word" >> "$here/downloads"; touch "${word%%:*}_1.0.deb" ;; esac
+    done ;;
 esac
 """
 DPKG_DEB = """
 case "$2" in
 *linux-image*) mkdir -p "$3/boot"; echo bzImage > "$3/boot/vmlinuz-6.1.0-9-cloud-amd64" ;;
-*) mkdir -p "$3/bin"; echo program > "$3/bin/busybox" ;;
+*busybox*) mkdir -p "$3/bin"; echo program > "$3/bin/busybox" ;;
+*) mkdir -p "$3/usr"; echo "$2" > "$3/usr/$(basename "$2" _1.0.deb)" ;;
 esac
 """
 
@@ -106,6 +108,21 @@ def test_the_cloud_kernel_is_the_one_the_metapackage_depends_on(tools: Tools, mo
     newer.write_text("bzImage")
     monkeypatch.setenv("PATH", "/nowhere")
     assert cloud_kernel() == newer
+
+
+def test_a_kernel_s_headers_are_one_tree(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headers, those they share, kbuild and its library, which Debian has in four packages; fetched once."""
+    parts = {"linux-headers-6.1.0-9-cloud-amd64", "linux-headers-6.1.0-9-common", "linux-kbuild-6.1", "libelf1"}
+    tools.list_packages("base-files", KERNEL, "linux-image-cloud-amd64", *parts)
+    vmlinuz = cloud_kernel()
+    (tools.bin / "shown").write_text(
+        "Depends: linux-headers-6.1.0-9-common (= 6.1-1), linux-kbuild-6.1 (>= 6.1-1), libc6, libelf1 (>= 0.142)\n"
+    )
+    tree = kernel_headers(vmlinuz)
+    assert tree == tools.cache / "linux-headers-6.1.0-9-cloud-amd64_amd64"
+    assert {path.name for path in (tree / "usr").iterdir()} == parts
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert kernel_headers(vmlinuz) == tree
 
 
 @pytest.mark.parametrize("tool", ["apt-get", "apt-cache", "dpkg-deb"])

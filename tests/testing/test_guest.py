@@ -14,6 +14,7 @@ import pytest
 from iobus.bus import Device, DeviceError
 from iobus.clock import TimerError
 from iobus.testing import Guest, GuestError, GuestTimeoutError, KernelError
+from iobus.testing.build import ModuleBuildError
 from iobus.testing.modules import NoSuchModuleError
 
 pytestmark = pytest.mark.slow
@@ -166,6 +167,16 @@ def test_modules_of_the_package(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "bad.ko").write_bytes(bytes(100))
     with pytest.raises(GuestError, match=r"bad.ko cannot be loaded: insmod: .*invalid module format"):
         guest.insmod(tmp_path / "bad.ko")
+
+
+def test_a_module_that_does_not_build(guest: Guest, tmp_path: Path) -> None:
+    """The compiler's words, without the places where it was built."""
+    source = tmp_path / "wrong.c"
+    source.write_text("#include <linux/module.h>\nint init_module(void) { return nothing; }\n")
+    with pytest.raises(
+        ModuleBuildError, match=r"wrong.c does not build for [\w.-]+:\nwrong.c: In function.*\nwrong.c:2"
+    ):
+        guest.build(source)
 
 
 def test_a_complaint_that_is_expected(guest: Guest) -> None:

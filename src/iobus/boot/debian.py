@@ -90,6 +90,25 @@ def linux_kernel(
     return _one_file(tree, "boot/vmlinuz-*")
 
 
+def kernel_headers(kernel: Path, *, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
+    """Return a tree with all that modules for `kernel`, a vmlinuz of `linux_kernel`'s, are built with but a compiler.
+
+    In it are the headers in usr/src/linux-headers-RELEASE, those they share with other flavours in
+    usr/src/linux-headers-*-common, and in usr/lib kbuild and a library of its programs. Raises `GuestUnavailableError`.
+    """
+    release = kernel.name.removeprefix("vmlinuz-")
+    architecture = kernel.parent.parent.name.rpartition("_")[2]
+    package = f"linux-headers-{release}"
+    cache = cache_directory() if cache is None else cache.absolute()
+    place = cache / f"{package}_{architecture}"
+    if _is_whole(place):
+        return place
+    with _Fetcher.open(cache, architecture, progress) as fetcher:
+        kbuild = fetcher.dependency(package, "linux-kbuild-")
+        common = fetcher.dependency(package, "linux-headers-")
+        return fetcher.bring(package, common, kbuild, fetcher.dependency(kbuild, "libelf"))
+
+
 def busybox(architecture: str = "amd64", *, cache: Path | None = None, progress: Progress = lambda line: None) -> Path:
     """Return the statically linked BusyBox of the package busybox-static. Raises `GuestUnavailableError`."""
     return _one_file(fetch("busybox-static", architecture, cache=cache, progress=progress), "**/bin/busybox")
@@ -129,32 +148,34 @@ class _Fetcher:
                 f"cache directory {cache} cannot be used ({exc}); set IOBUS_CACHE to one that can be written"
             ) from exc
 
-    def bring(self, package: str) -> Path:
-        """Return the tree of `package`; fetch it if another process has not while we waited."""
+    def bring(self, package: str, *others: str) -> Path:
+        """Return the tree of `package`, with `others` in it; fetch them if another process has not while we waited."""
         place = self._cache / f"{package}_{self._architecture}"
         if _is_whole(place):
             return place
         options = self._options_for(package)
         self._progress(f"fetching {package} ({self._architecture}) from Debian")
-        result = _run("apt-get", *options, "download", f"{package}:{self._architecture}", cwd=self._work)
+        packages = [f"{name}:{self._architecture}" for name in (package, *others)]
+        result = _run("apt-get", *options, "download", *packages, cwd=self._work)
         archives = list(self._work.glob("*.deb"))
-        if result.returncode or len(archives) != 1:
+        if result.returncode or len(archives) != len(packages):
             raise GuestUnavailableError(
                 f"{package} ({self._architecture}) could not be downloaded: {_reason(result)}; "
                 f"check the network, run apt-get update as root if the package lists are old, or {_GIVE}"
             )
         tree = self._work / "tree"
-        result = _run("dpkg-deb", "-x", str(archives[0]), str(tree))
-        if result.returncode or not _is_whole(tree):
-            raise GuestUnavailableError(
-                f"{archives[0].name} could not be unpacked in {self._cache}: {_reason(result)}; "
-                f"check the space on that disk, or {_GIVE}"
-            )
+        for archive in archives:
+            result = _run("dpkg-deb", "-x", str(archive), str(tree))
+            if result.returncode or not _is_whole(tree):
+                raise GuestUnavailableError(
+                    f"{archive.name} could not be unpacked in {self._cache}: {_reason(result)}; "
+                    f"check the space on that disk, or {_GIVE}"
+                )
         tree.rename(place)
         return place
 
     def dependency(self, package: str, prefix: str) -> str:
-        """Return the package that the metapackage `package` stands for: its dependency that begins with `prefix`."""
+        """Return the dependency of `package` that begins with `prefix`; a metapackage's is what it stands for."""
         options = self._options_for(package)
         shown = _run("apt-cache", *options, "show", "--no-all-versions", f"{package}:{self._architecture}").stdout
         found = re.search(rf"^Depends:.*?(?<![^\s,])({re.escape(prefix)}[a-z0-9+.-]+)", shown, re.MULTILINE)

@@ -19,6 +19,7 @@ from iobus.exits import MmioExit, PioExit
 from iobus.irq import Line, Pin
 from iobus.machine import Machine
 from iobus.memory import PAGE_SIZE, Memory
+from iobus.testing.faults import Faults, given_to, region_of
 from iobus.testing.history import History
 from iobus.testing.registers import Registers, registers_of
 from iobus.testing.watchdog import Watch
@@ -115,6 +116,8 @@ class Bench:
         self.history: Final = History(machine)
         self.pins: Final = Pins(self.history)
         """The interrupt inputs: `pins[5].level`, and `.count` for how often it went high."""
+        self.faults: Final = Faults(machine, self.pins)
+        """Faults on demand: accesses that fail, interrupts lost or late, a device that is gone."""
         self._accessor: Final = accessor or Direct(machine.vcpus[0])
         self._watch: Final = Watch(machine)
         self._allocated = _FIRST_ALLOCATED
@@ -127,7 +130,8 @@ class Bench:
         self._watch.start()
 
     def stop(self) -> None:
-        """End what `start` began."""
+        """End what `start` began, and all faults."""
+        self.faults.end()
         self._watch.stop()
         self.history.stop()
 
@@ -202,7 +206,7 @@ class Bench:
         A device that is attached at several places is seen at the first. Raises `ValueError` for a device that is
         not attached, `TypeError` for one without a register map.
         """
-        region = device if isinstance(device, Region) else self._region_of(device)
+        region = device if isinstance(device, Region) else region_of(self.machine.buses, device)
         if region.bus is self.machine.pio:
             return registers_of(region, self.port_in, self.port_out)
         return registers_of(region, self.read, self.write)
@@ -240,17 +244,15 @@ class Bench:
         return self.history.accesses
 
     def _attach(self, bus: Bus, device: Any, base: int | None, length: int | None, options: dict[str, Any]) -> Region:
-        connect = getattr(device, "connect", None)
-        if connect is not None:
-            connect(self)
-        return bus.attach(device, base, length, **options)
+        def connected() -> Region:
+            connect = getattr(device, "connect", None)
+            if connect is not None:
+                connect(self)
+            return bus.attach(device, base, length, **options)
 
-    def _region_of(self, device: object) -> Region:
-        for bus in self.machine.buses:
-            for region in bus.regions:
-                if region.device is device:
-                    return region
-        raise ValueError(f"{type(device).__name__} is not attached: attach it first")
+        given = given_to(self.machine, lambda: [*self.pins.values()], connected)
+        self.faults.attached(given)
+        return given.region
 
     def _checked(self, address: int, size: int, value: int = 0) -> tuple[int, int]:
         if size not in SIZES:

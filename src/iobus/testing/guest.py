@@ -29,6 +29,8 @@ from iobus.memory import PAGE_SIZE
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 from iobus.testing import agent
+from iobus.testing.build import build_module
+from iobus.testing.faults import Faults, given_to
 from iobus.testing.history import History
 from iobus.testing.kernel_log import complaints
 from iobus.testing.modules import dependencies, module_files
@@ -94,12 +96,18 @@ class Guest:
         """Why there is no guest any more; empty while there is one."""
         self.regions: Final[list[Region]] = []
         """What `attach` made, the latest last."""
-        self.history: Final = History(self.machine, lambda region: region in self.regions)
+        self.faults: Final = Faults(self.machine, self.pc.pins)
+        """Faults on demand: accesses that fail, interrupts lost or late, a device that is gone."""
+        self.history: Final = History(
+            self.machine, lambda region: region in self.regions or region in self.faults.regions
+        )
         self._watch: Final = Watch(self.machine)
         self._com2: Final = Uart(self.pc.irq(IRQ_COM2, "com2"), self.machine.clock, self._receive)
         self.machine.pio.attach(self._com2, COM2, 8)
         self._seen = 0  # how much of the console earlier tests have had
         self._forgiven = 0  # up to where complaints have been expected
+        self.expected = False
+        """Whether a complaint of the kernel has been, in the test that has it now."""
 
     def boot(self) -> None:
         """Boot, to the agent's first word. Raises `GuestError`."""
@@ -194,6 +202,15 @@ class Guest:
                 raise GuestError(f"{target} cannot be written in the guest: {result.output.strip()}")
         return target
 
+    def build(self, source: str | Path) -> Path:
+        """Build a kernel module for the guest's kernel from one C file; return its .ko, for `insmod`.
+
+        Raises `ModuleBuildError` with what the compiler says. Where there is no compiler or no headers can be had,
+        the test skips.
+        """
+        __tracebackhide__ = True
+        return build_module(source, self.kernel)
+
     def insmod(self, module: str | Path, **parameters: object) -> None:
         """Load a kernel module of the host's into the guest, with its parameters. Raises `GuestError`.
 
@@ -240,13 +257,12 @@ class Guest:
                     f"{type(device).__name__} at {at:#x}: the guest has RAM there; use an address from "
                     f"{layout.PCI_MMIO[0]:#x} up to {layout.PCI_MMIO[1]:#x}"
                 )
-        before = self.lines()
-        region = self.pc.attach(device, at, length, **options)
-        self.regions.append(region)
-        for number, pin in enumerate(self.pc.pins):
-            if any(line not in before for line in pin.lines):
-                self.history.listen(pin, f"irq{number}")
-        return region
+        given = given_to(self.machine, lambda: self.pc.pins, lambda: self.pc.attach(device, at, length, **options))
+        self.faults.attached(given)
+        self.regions.append(given.region)
+        for pin, _ in given.lines:
+            self.history.listen(pin, pin.name)
+        return given.region
 
     def attach_ports(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
         """As `attach`, to the ports; without `connect`."""
@@ -291,6 +307,7 @@ class Guest:
     def new_log(self) -> None:
         """Begin the log anew."""
         self._seen = self._forgiven = len(self._console)
+        self.expected = False
 
     def check(self) -> None:
         """Raise `KernelError` where the kernel complained and nobody expected it."""
@@ -312,6 +329,7 @@ class Guest:
         yield
         found = complaints(self._text(start))
         self._forgiven = len(self._console)
+        self.expected = True
         if not any(re.search(match, text) for text in found):
             what = "\n\n".join(found) or "it did not complain at all"
             raise KernelError(f"the guest's kernel was to complain of {match!r}:\n{what}")

@@ -17,17 +17,19 @@ from iobus.testing.kernel_log import trouble
 
 _SECONDS: Final = 60.0
 
-# /proc/modules has the newest first, and so each after those that use it; likewise mounts from the end.
+# /proc/modules has the newest first, and so each after those that use it; likewise mounts from the end. A process that
+# was killed in the middle of a driver's work ends when that does.
 _CLEAR: Final = """\
 cd /
 kill -9 -1
+again() { for try in 1 2 3 4 5 6 7 8 9 10; do "$@" 2>/dev/null && return; sleep 0.3; done; false; }
 for module in $(cut -d' ' -f1 /proc/modules); do
-    rmmod "$module" 2>/dev/null || echo "the module $module, which does not unload"
+    again rmmod "$module" || echo "the module $module, which does not unload"
 done
 cut -d' ' -f2 /proc/mounts | tac | while read -r place; do
-    case $place in /|/proc|/sys|/dev|/run|/tmp) ;; *) umount "$place" || echo "a mount at $place" ;; esac
+    case $place in /|/proc|/sys|/dev|/run|/tmp) ;; *) again umount "$place" || echo "a mount at $place" ;; esac
 done
-umount /tmp && mount -t tmpfs tmp /tmp || echo "files in /tmp that are in use"
+again umount /tmp && mount -t tmpfs tmp /tmp || echo "files in /tmp that are in use"
 echo "tainted $(cat /proc/sys/kernel/tainted)"
 """
 
@@ -87,6 +89,7 @@ class _Kept:
 
     def clear(self) -> None:
         guest = self.guest
+        guest.faults.end()
         left = [] if guest.dead else self._clear_guest()
         guest.watch(False)
         with guest.machine.lock:
@@ -101,7 +104,7 @@ class _Kept:
                 timer.close()
         if left:
             guest.give_up(f"{self.test} left {', '.join(left)}")
-        if guest.dead:
+        if guest.dead and not guest.expected:
             warnings.warn(
                 GuestWarning(f"the next test with a guest boots a new one, for after {self.test}: {guest.dead}"),
                 stacklevel=2,
