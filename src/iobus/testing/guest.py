@@ -106,6 +106,8 @@ class Guest:
         self.machine.pio.attach(self._com2, COM2, 8)
         self._seen = 0  # how much of the console earlier tests have had
         self._forgiven = 0  # up to where complaints have been expected
+        self.counted: dict[int, int] = {}
+        """What /proc/interrupts had when the test began."""
         self.expected = False
         """Whether a complaint of the kernel has been, in the test that has it now."""
 
@@ -123,7 +125,7 @@ class Guest:
         if not self._until(lambda: self._hello.endswith(agent.HELLO), BOOT_SECONDS):
             self.give_up(f"it did not boot in {BOOT_SECONDS:g} s")
             raise GuestError(f"the guest did not boot in {BOOT_SECONDS:g} s; its console's last:\n{self._last()}")
-        self.new_log()
+        self.new_test()
 
     def close(self) -> None:
         """End the machine."""
@@ -237,10 +239,10 @@ class Guest:
                 self.insmod(files[needed], **(parameters if needed == name.replace("-", "_") else {}))
 
     def interrupts(self, number: int) -> int:
-        """Return how often the guest's handlers were called for interrupt `number`, as /proc/interrupts counts it."""
-        shown = self.run("cat /proc/interrupts", check=True).output
-        found = re.search(rf"^ *{number}:((?: +\d+)+) ", shown, re.MULTILINE)
-        return sum(map(int, found[1].split())) if found else 0
+        """Return how often Linux had interrupt `number` since the test began, as /proc/interrupts counts it."""
+        __tracebackhide__ = True
+        counts = interrupt_counts(self.run("cat /proc/interrupts", check=True).output)
+        return counts.get(number, 0) - self.counted.get(number, 0)
 
     # Devices.
 
@@ -304,8 +306,11 @@ class Guest:
         """What came on the guest's console since the test began: the kernel's messages."""
         return self._console[self._seen :].decode(errors="replace").replace("\r\n", "\n")
 
-    def new_log(self) -> None:
-        """Begin the log anew."""
+    def new_test(self) -> None:
+        """Begin anew what is told of one test: the log, and counts."""
+        for pin in self.pc.pins:
+            pin.count = 0
+        self.machine.unclaimed.clear()
         self._seen = self._forgiven = len(self._console)
         self.expected = False
 
@@ -432,6 +437,12 @@ class Guest:
 
     def _last(self) -> str:
         return self._text(max(0, len(self._console) - 3000)).strip()
+
+
+def interrupt_counts(text: str) -> dict[int, int]:
+    """Read /proc/interrupts: by number, how often, on all CPUs together."""
+    found = re.finditer(r"^ *(\d+):((?: +\d+)+) ", text, re.MULTILINE)
+    return {int(line[1]): sum(map(int, line[2].split())) for line in found}
 
 
 def _parameter(value: object) -> str:

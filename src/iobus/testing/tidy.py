@@ -7,12 +7,13 @@ The root file system is read-only throughout. What cannot be cleared, and a kern
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Final
 
 from iobus.bus import DeviceError, IobusError
 from iobus.clock import TimerError
-from iobus.testing.guest import Guest
+from iobus.testing.guest import Guest, interrupt_counts
 from iobus.testing.kernel_log import trouble
 
 _SECONDS: Final = 60.0
@@ -31,6 +32,7 @@ cut -d' ' -f2 /proc/mounts | tac | while read -r place; do
 done
 again umount /tmp && mount -t tmpfs tmp /tmp || echo "files in /tmp that are in use"
 echo "tainted $(cat /proc/sys/kernel/tainted)"
+cat /proc/interrupts
 """
 
 
@@ -56,7 +58,7 @@ class Guests:
             kept = self._guests[engine] = _Kept(engine)
             self.boots += 1
         kept.test = test
-        kept.guest.new_log()
+        kept.guest.new_test()
         kept.guest.watch(True)
         return kept.guest
 
@@ -116,7 +118,7 @@ class _Kept:
         guest.abandon()
         for _ in range(3):  # a device may raise in each of the accesses that a driver makes to take its leave
             try:
-                lines = guest.run(_CLEAR, timeout=_SECONDS).output.splitlines()
+                said = guest.run(_CLEAR, timeout=_SECONDS).output
                 break
             except (DeviceError, TimerError):
                 continue
@@ -125,7 +127,8 @@ class _Kept:
                 return []
         else:
             return ["devices that raise at each access"]
-        tainted = lines[-1].removeprefix("tainted ") if lines else ""
-        if not tainted.isdigit():
-            return [f"a shell that does not do as it is told: {lines!r}"]
-        return [*lines[:-1], *trouble(int(tainted))]
+        found = re.fullmatch(r"((?:.*\n)*?)tainted (\d+)\n((?:.*\n)*)", said)
+        if found is None:
+            return [f"a shell that does not do as it is told: {said!r}"]
+        guest.counted = interrupt_counts(found[3])
+        return [*found[1].splitlines(), *trouble(int(found[2]))]
