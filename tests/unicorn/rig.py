@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from iobus.clock import Clock
 from iobus.cpu_registers import Registers, Segment
@@ -40,8 +40,8 @@ CODE64, DATA64, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x20, 0x28, 0x30
 CODE32, DATA32, USER_CODE32, USER_DATA32, TASK32 = 0x08, 0x10, 0x18, 0x20, 0x28
 PRESENT, WRITABLE, USER, LARGE, NX = 1, 2, 4, 0x80, 1 << 63
 
-way: Literal["native", "fallback", "kvm"] = "native"
-"""How guests made from here on run; the fixture of this name (conftest.py) sets it."""
+way: str = "native"
+"""How guests made from here on run: native, fallback, kvm. The fixture of this name sets it."""
 
 
 def code64(listing: str) -> bytes:

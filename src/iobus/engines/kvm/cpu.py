@@ -118,7 +118,7 @@ class KvmCpu:
         self._open = False
         self.attention = True
         self._kicked = False
-        self.nmi_pending = False
+        self.nmis: Final[deque[None]] = deque(maxlen=2)  # one to be taken, and one behind it; KVM drops what is more
         self.init_pending = False
         self._held = False
         self._released = threading.Event()
@@ -140,7 +140,7 @@ class KvmCpu:
         self.attend_soon()
 
     def nmi(self) -> None:
-        self.nmi_pending = True
+        self.nmis.append(None)
         self.attend_soon()
 
     def init(self) -> None:
@@ -191,7 +191,8 @@ class KvmCpu:
         """Return what INIT leaves as it is (MSRs, FPU, XCR0) to the values it had at power-on."""
         if self._power_on is not None:
             self._power_on.restore()
-        self._kicked = self.nmi_pending = False
+        self._kicked = False
+        self.nmis.clear()
 
     def close(self) -> None:
         """Free the kernel's vCPU. It must not be running."""

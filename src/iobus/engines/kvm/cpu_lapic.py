@@ -45,8 +45,8 @@ class LapicCpu(KvmCpu):
             self._set_mp_state(ioctls.KVM_MP_STATE_RUNNABLE)
 
     def attend(self) -> Exit | None:
-        if self.nmi_pending:
-            self.nmi_pending = False
+        while self.nmis:
+            self.nmis.popleft()
             self.engine.sleepers.woke(self.vcpu.index)
             call(self.fd, ioctls.KVM_NMI)
         self.inject()

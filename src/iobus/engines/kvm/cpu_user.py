@@ -57,9 +57,11 @@ class UserCpu(KvmCpu):
     def attend(self) -> Exit | None:
         if self._waits_for_startup and not self._start():
             return HltExit()
-        if self.nmi_pending and not (self._halted and cpustate.nmi_masked(self.fd)):
-            self.nmi_pending = self._halted = False
-            call(self.fd, ioctls.KVM_NMI)
+        if self.nmis and not (self._halted and cpustate.nmi_masked(self.fd)):
+            self._halted = False
+            while self.nmis:
+                self.nmis.popleft()
+                call(self.fd, ioctls.KVM_NMI)
         if self.inject() and self.interruptible:
             self._halted = False
         if self._halted and not self.attention:

@@ -9,6 +9,7 @@ which the engine's thread looks at in `settle`, between two slices of guest code
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -60,7 +61,7 @@ class UnicornCpu:
         # Requests, each set from any thread.
         self._kicked = False
         self._interrupted = False  # the controller is to be asked
-        self._nmi_pending = False
+        self._nmis: Final[deque[None]] = deque(maxlen=2)  # one to be taken, and one behind it
         self._init_pending = False
         self._startup: int | None = None
         self._cut: threading.Event | None = None  # the access under way is to end anyhow; set when it has
@@ -71,6 +72,7 @@ class UnicornCpu:
         self._lost = False  # a second Ctrl-C gave up waiting for the thread
         self._cpuid: Cpuid | None = None
         self.runner.cpus.append(self)
+        vcpu.mmio.on_change(instance.devices_changed)
 
     # The Executor's part that callers use.
 
@@ -117,12 +119,12 @@ class UnicornCpu:
         self.runner.call(self)
 
     def nmi(self) -> None:
-        self._nmi_pending = True
+        self._nmis.append(None)
         self.runner.call(self)
 
     def init(self) -> None:
         self._startup = None
-        self._nmi_pending = False
+        self._nmis.clear()
         self._init_pending = True
         if self._in_slice and not self.running and self._cut is None:
             self._cut = threading.Event()
@@ -247,7 +249,7 @@ class UnicornCpu:
 
     def nmi_wakes(self) -> bool:
         """Whether an NMI waits, and would be taken."""
-        return self._nmi_pending
+        return bool(self._nmis)
 
     def fail(self, error: BaseException) -> None:
         """End the slice with an error that happened under the library's frames; each run raises one.

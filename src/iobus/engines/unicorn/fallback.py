@@ -261,13 +261,18 @@ class FallbackCpu(UnicornCpu):
     def _attend(self) -> int:
         """Deliver an NMI or an interrupt that is due; return how many instructions to run until the next look."""
         state, controller = self.state(), self.vcpu.controller
-        if state.u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ and (self._nmi_pending or controller is not None):
+        if state.u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ and (self._nmis or controller is not None):
             return 1
-        if self._nmi_pending and not state.u32[at.HFLAGS2 >> 2] & at.HF2_NMI:
-            self._nmi_pending = False
+        if not self._nmis:
+            pass
+        elif state.u32[at.HFLAGS2 >> 2] & at.HF2_NMI:  # beside the one in service there can be one
+            if len(self._nmis) > 1:
+                self._nmis.popleft()
+        else:
+            self._nmis.popleft()
             state.u32[at.HFLAGS2 >> 2] |= at.HF2_NMI  # IRET clears it
             self._deliver(Event(NMI, exception=False))
-        waiting, vector = self._nmi_pending, None
+        waiting, vector = bool(self._nmis), None
         if controller is not None and self._exit is None:
             interruptible = self.rflags() & RFLAGS_IF
             with self.machine.lock:
@@ -282,7 +287,7 @@ class FallbackCpu(UnicornCpu):
         return 1 if self._looks % (_STEPS + 1) else _STRIDE + self._looks % _STRIDE
 
     def nmi_wakes(self) -> bool:
-        return self._nmi_pending and not self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI
+        return bool(self._nmis) and not self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI
 
     def _deliver(self, event: Event) -> None:
         """Enter a handler, from what `state()` was last filled with."""

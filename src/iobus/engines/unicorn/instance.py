@@ -7,7 +7,7 @@ is `current`, and ask nobody where the access is to have no effect.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from iobus.bus import UNKNOWN, Claim, Hits, device_error
@@ -16,7 +16,7 @@ from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner
 from iobus.exits import EngineError
 from iobus.machine import Machine
-from iobus.memory import Slot
+from iobus.memory import PAGE_SIZE, Slot
 from iobus.paging import PHYSICAL_BITS
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Instance:
         self.runner: Final = Runner(self.poke)
         self._mapped: tuple[Slot, ...] | None = None
         self._guarded: set[int] = set()  # the bases of slots that were read-only once
+        self._eclipsed: set[int] = set()  # pages of RAM that a vCPU's own devices lie on: not mapped as RAM
+        self._devices_changed = True
         self.current: UnicornCpu | None = None
         """The vCPU whose state is in the library's CPU."""
         self._ask, self._make_hole = self._install_io()
@@ -100,6 +102,8 @@ class Instance:
         """Map the machine's RAM, and around it what is asked of the buses. Raises `EngineError`."""
         slots = self.machine.memory.slots
         if self._mapped is slots:
+            if self._devices_changed:
+                self._map_eclipsed(slots)
             return
         if self._mapped is not None:
             raise EngineError("RAM was added after the machine had run: add all RAM before the first run")
@@ -111,10 +115,51 @@ class Instance:
             self.library.map_ram(self.uc, slot.base, slot.size, host)
             if slot.base in self.machine.memory.readonly:
                 self._protect(slot, True)
-            self.mapped_ram(slot, host)
+            self.mapped_ram(slot.base, slot.size, host)
             at = slot.base + slot.size
         self._map_hole(at, 1 << PHYSICAL_BITS)
         self._mapped = slots
+        self._map_eclipsed(slots)
+
+    def devices_changed(self) -> None:
+        """A vCPU's own devices have moved: see to it before guest code goes on. From any thread."""
+        self._devices_changed = self.runner.attention = True
+        self.poke()
+
+    def _map_eclipsed(self, slots: tuple[Slot, ...]) -> None:
+        """Let pages of RAM with a vCPU's own device on them go to the path, which gives the other vCPUs RAM."""
+        self._devices_changed = False
+        wanted: dict[int, Slot] = {}
+        for vcpu in self.machine.vcpus:
+            for region in vcpu.mmio.regions:
+                if not region.enabled or region.in_range is not None:
+                    continue
+                for slot in slots:
+                    first, end = max(region.base, slot.base), min(region.base + region.length, slot.base + slot.size)
+                    wanted |= dict.fromkeys(range(first // PAGE_SIZE * PAGE_SIZE, end, PAGE_SIZE), slot)
+        if wanted.keys() == self._eclipsed:
+            return
+        for page in self._eclipsed - wanted.keys():
+            slot = next(slot for slot in slots if slot.base <= page < slot.base + slot.size)
+            self.library.unmap(self.uc, page, PAGE_SIZE)
+            host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer)) + page - slot.base
+            self.library.map_ram(self.uc, page, PAGE_SIZE, host)
+            if slot.base in self.machine.memory.readonly:
+                self.library.protect(self.uc, page, PAGE_SIZE, True)
+        for page in wanted.keys() - self._eclipsed:
+            self.library.unmap(self.uc, page, PAGE_SIZE)
+            self._map_hole(page, page + PAGE_SIZE)
+        self._eclipsed = set(wanted)
+        self.remapped([piece for slot in slots for piece in self._pieces(slot)])
+
+    def _pieces(self, slot: Slot) -> Iterator[tuple[int, int, int]]:
+        """What of a slot is mapped as RAM: gpa, size, the host's address."""
+        host, at = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer)), slot.base
+        end = slot.base + slot.size
+        for page in (*sorted(page for page in self._eclipsed if slot.base <= page < end), end):
+            if at < page:
+                yield at, page - at, host + at - slot.base
+            at = page + PAGE_SIZE
 
     def protect(self, slot: Slot, readonly: bool) -> None:
         """Have writes to `slot` go to the buses, or to RAM again, from the next instruction on."""
@@ -126,10 +171,16 @@ class Instance:
             self._guarded.add(slot.base)
             within = slot.base, slot.base + slot.size - 1  # for all addresses, it would make every store slow
             self.library.add_hook(self.uc, uc_api.HOOK_WRITE_PROTECTED, self._on_protected, within=within)
-        self.library.protect(self.uc, slot.base, slot.size, readonly)
+        for base, size, _ in self._pieces(slot):
+            self.library.protect(self.uc, base, size, readonly)
 
-    def mapped_ram(self, slot: Slot, host: int) -> None:
-        """`slot` was mapped from the host address `host`."""
+    def mapped_ram(self, gpa: int, size: int, host: int) -> None:
+        """RAM was mapped from the host address `host`."""
+
+    def remapped(self, pieces: list[tuple[int, int, int]]) -> None:
+        """All RAM is now mapped in these pieces: gpa, size, host address. No guest code is running."""
+        self.library.flush_code(self.uc)
+        self.library.flush_tlb(self.uc)
 
     def _map_hole(self, start: int, end: int) -> None:
         """Everything that is not RAM is asked of the buses."""

@@ -114,6 +114,7 @@ class Library:
             "uc_mem_map": [c_void_p, c_uint64, c_size_t, c_uint32],
             "uc_mem_map_ptr": [c_void_p, c_uint64, c_size_t, c_uint32, c_void_p],
             "uc_mem_protect": [c_void_p, c_uint64, c_size_t, c_uint32],
+            "uc_mem_unmap": [c_void_p, c_uint64, c_size_t],
             "uc_mmio_map": [c_void_p, c_uint64, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p],
             "uc_vmem_read": [c_void_p, c_uint64, c_uint32, c_void_p, c_size_t],
             "uc_context_alloc": [c_void_p, c_void_p],
@@ -167,6 +168,10 @@ class Library:
         """Let writes to mapped RAM come to `HOOK_WRITE_PROTECTED`, which is to answer true, or to the RAM again."""
         access = _PROT_READ_EXEC if readonly else PROT_ALL
         self.check(self._short.uc_mem_protect(uc, base, size, access), f"protecting RAM at {base:#x}")
+
+    def unmap(self, uc: int, base: int, size: int) -> None:
+        """Take away what is mapped there: a part of mapped RAM leaves the rest, each piece with its host memory."""
+        self.check(self._short.uc_mem_unmap(uc, base, size), f"unmapping {base:#x}")
 
     def map_scratch(self, uc: int, base: int, size: int) -> None:
         """Map memory of the library's own."""

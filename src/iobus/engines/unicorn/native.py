@@ -15,6 +15,7 @@ lost. A virtual interrupt request, intercepted too, comes exactly when the inter
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -41,7 +42,8 @@ INTERCEPTS: Final = sum(1 << code - 0x160 for code in (_SMI, _VINTR, _HLT, _MSR,
 _PAUSES: Final = 1 << _PAUSE - 0x160
 
 _HARDWARE, _FAULT = 0x100, 0x200  # what the stub is asked to deliver
-_UD, _GP, _DB = 6, 13, 1
+_UD, _GP, _DB, _NMI = 6, 13, 1, 2
+_AN_INSTRUCTION: Final = 20e-6  # seconds, in which one is done by far
 
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _REG_DR6, _DR6_BS = 72, 1 << 14
@@ -161,14 +163,24 @@ class NativeCpu(UnicornCpu):
         if self.runner.attention:
             return self._stop()
         requests = self._requests[1] & REQUEST_NMI  # the library takes it when no other NMI is in service
-        if self._nmi_pending:
-            self._nmi_pending = False
-            requests |= REQUEST_NMI
         u32, vector, controller = self._live.u32, None, self.vcpu.controller
+        open_ = u32[at.EFLAGS >> 2] & RFLAGS_IF
+        if shadow := u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ:
+            open_ = 0
+        if self._nmis:
+            if u32[at.HFLAGS2 >> 2] & at.HF2_NMI:
+                self._nmis.clear()
+                requests |= REQUEST_NMI
+            elif shadow:
+                requests |= self._behind_shadow()
+            else:
+                self._nmis.popleft()
+                u32[at.HFLAGS2 >> 2] |= at.HF2_NMI  # IRET clears it
+                vector, open_ = _NMI, 0
+                if self._nmis:
+                    self._nmis.clear()
+                    requests |= REQUEST_NMI
         if controller is not None:
-            open_ = u32[at.EFLAGS >> 2] & RFLAGS_IF and not u32[at.HFLAGS >> 2] & at.HF_INHIBIT_IRQ
-            if requests and not u32[at.HFLAGS2 >> 2] & at.HF2_NMI:  # the NMI comes first
-                open_ = False
             with self.machine.lock:
                 if open_ and controller.pending():
                     vector = controller.acknowledge()
@@ -179,8 +191,28 @@ class NativeCpu(UnicornCpu):
             self.instance.icount_high[0] = 0xFFFF
         return 0 if vector is None else _HARDWARE | vector
 
+    def nmi(self) -> None:
+        if self.nmi_in_service():  # one is kept for when that has ended, and no more
+            requested = self._requests[1] if self.instance.current is self else self.requested
+            if self._nmis or requested & REQUEST_NMI:
+                return
+        super().nmi()
+
     def nmi_wakes(self) -> bool:
-        return self._nmi_pending and not self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI
+        return bool(self._nmis) and not self.nmi_in_service()
+
+    def nmi_in_service(self) -> bool:
+        """Whether an NMI's handler has not come to its IRET."""
+        return bool(self.state().u32[at.HFLAGS2 >> 2] & at.HF2_NMI)
+
+    def _behind_shadow(self) -> int:
+        """Have `_attend` called behind the shadow of STI or of MOV to SS; return what to request of the library."""
+        if self._live.u32[at.EFLAGS >> 2] & RFLAGS_IF:
+            return REQUEST_VIRQ  # its window opens there
+        later = threading.Timer(_AN_INSTRUCTION, self.instance.poke)
+        later.daemon = True
+        later.start()
+        return 0
 
     def _stop(self) -> int:
         """Leave guest code. An interrupt that waits for its window is found again on coming back."""

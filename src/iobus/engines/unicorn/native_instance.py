@@ -23,7 +23,6 @@ from iobus.engines.unicorn.msrs import UNTRAPPED
 from iobus.engines.unicorn.stubs import Stubs, Table
 from iobus.engines.unicorn.tsc import HostTsc
 from iobus.machine import Machine
-from iobus.memory import Slot
 
 if TYPE_CHECKING:
     from iobus.engines.unicorn.native import NativeCpu
@@ -195,11 +194,17 @@ class NativeInstance(Instance):
 
     # Memory.
 
-    def mapped_ram(self, slot: Slot, host: int) -> None:
-        self._ram.append((slot.base, slot.size, self._ram_address(self.uc, host)))
+    def mapped_ram(self, gpa: int, size: int, host: int) -> None:
+        self._ram.append((gpa, size, self._ram_address(self.uc, host)))
         pages = max(address + size for _, size, address in self._ram) >> 12
         self._code_pages = mmap.mmap(-1, pages)
         self._table.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
+
+    def remapped(self, pieces: list[tuple[int, int, int]]) -> None:
+        self._ram.clear()
+        for piece in pieces:
+            self.mapped_ram(*piece)
+        super().remapped(pieces)
 
     def invalidate(self, gpa: int, length: int) -> None:
         if not self.mapped:
