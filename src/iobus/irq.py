@@ -1,6 +1,6 @@
 """Interrupts: pins and the lines that drive them, APIC messages, and what a vCPU asks of its controller.
 
-Near the ground: imports nothing of iobus. A device holds a `Line` and knows nothing of what is behind
+Near the ground: imports only `doorbell.py`. A device holds a `Line` and knows nothing of what is behind
 it. Everything here is called with the machine lock held (see `machine.py`).
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
+
+from iobus.doorbell import Event
 
 
 class Line:
@@ -212,6 +214,12 @@ class Irqchip(Protocol):
 
     def set_line(self, number: int, level: bool) -> None:
         """Interrupt line `number` of the PC is now `level`. Where the engine has them all."""
+
+    def take_event(self, number: int, event: Event, watch: Callable[[bool], None]) -> None:
+        """Make each ring of `event` an edge at interrupt line `number` of the PC, where and while the engine can.
+
+        `watch(on)` is told, with the machine lock held, whether its caller must see to the rings from now on.
+        """
 
     def open_pit(self, on: bool) -> None:
         """Let the 8254's output to its line (`True`), or keep it from there. Where the engine has them all."""

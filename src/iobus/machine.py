@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 from iobus.bus import Bus, Device
 from iobus.clock import Clock, RealClock
 from iobus.dma import Dma, Masters
 from iobus.dma import ReentrancyError as ReentrancyError
+from iobus.doorbell import Event
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.irq import Irqchip
 from iobus.memory import Memory
 from iobus.smp import Gang
 from iobus.vcpu import VCPU, Executor
+from iobus.watcher import Watcher
 
 Unclaimed = Literal["ones", "stop"]
 
@@ -80,6 +83,7 @@ class Machine:
         self._expired = False
         self._error: Exception | None = None  # guarded by lock
         self._masters = Masters()
+        self._watcher = Watcher(self.lock, self.fail)
         self._ticker = _Ticker(self) if isinstance(self.clock, RealClock) else None
         self.vcpus = tuple(VCPU(self, index) for index in range(cpus))
         self.exited = self.vcpus[0]
@@ -101,6 +105,7 @@ class Machine:
 
     def close(self) -> None:
         """Stop the machine's threads and free the engine. The machine does not run again."""
+        self._watcher.close()
         if self._ticker is not None:
             self._ticker.close()
         if self.engine is not None:
@@ -221,6 +226,18 @@ class Machine:
         if key in self.unclaimed or len(self.unclaimed) < _COUNTED_ADDRESSES:
             self.unclaimed[key] += 1
         return (1 << 8 * exit.size) - 1
+
+    def watch(self, event: Event, call: Callable[[], object]) -> None:
+        """Call `call()`, with `lock` held, after each ring of `event`, and once for several that come together.
+
+        A doorbell's device works so without a thread of its own, and the guest meanwhile runs on. What `call`
+        raises, `run` does. Raises `ValueError` for an event that is watched already.
+        """
+        self._watcher.add(event, call)
+
+    def unwatch(self, event: Event) -> None:
+        """Call nothing for `event` any more, once this has returned. Before the event is closed."""
+        self._watcher.remove(event)
 
     def dma(self, device: Device) -> Dma:
         """Return `device`'s access to guest physical addresses, for use inside and outside its callbacks."""

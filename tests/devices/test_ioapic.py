@@ -445,3 +445,24 @@ def test_no_sequence_of_accesses_raises_and_the_state_is_complete(steps: list[tu
     other = Board(2)
     other.ioapic.restore(board.ioapic.save())
     assert other.ioapic.save() == board.ioapic.save()
+
+
+# Who must know a message before it is sent.
+
+
+def test_each_change_of_an_entry_is_told_before_its_message() -> None:
+    """A bus is told of what a pin sends as the guest makes it so: unmasked, changed, masked; before a waiting level."""
+    board = Board()
+    told: list[object] = []
+    board.apic_bus.route = lambda pin, message: told.append((pin, message))  # type: ignore[method-assign]
+    board.apic_bus.send = lambda message: told.append(message) or True  # type: ignore[method-assign, func-returns-value]
+    board.ioapic.set_pin(5, True)
+    board.route(5, LEVEL | 0x61, destination=3)
+    message = Message(3, False, DeliveryMode.FIXED, 0x61, True)
+    assert told == [(5, None), (5, message), message]
+    told.clear()
+    board.store(0x10 + 2 * 5, MASKED | 0x61)
+    assert told == [(5, None)]
+    told.clear()
+    board.ioapic.reset()
+    assert told == [(pin, None) for pin in range(24)]

@@ -10,5 +10,5 @@ def print_engines() -> None:
     found, chosen = choose.survey()
     width = max(len(engine.name) for engine in found)
     for engine in found:
-        print(f"{engine.name:{width}}  {'usable' if engine.usable else 'cannot be used'}: {engine.what}")
+        print(f"{engine.name:{width}}  {engine.state}: {engine.what}")
     print(f"\n--engine auto takes {chosen}")

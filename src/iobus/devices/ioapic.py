@@ -177,6 +177,7 @@ class IoApic(Stateful, Device):
             if not value & LEVEL:
                 entry &= ~REMOTE_IRR
         state.redirection[number] = entry
+        self._tell_route(number)
         self._serve_level(number)
 
     def _serve_level(self, number: int) -> None:

@@ -6,6 +6,7 @@ Above `unicorn/` and `kvm/`; for the command, and for whoever wants an engine by
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from iobus.engines.kvm import probe
 from iobus.engines.kvm.engine import KvmEngine
@@ -22,9 +23,9 @@ class Found:
     """What is to be said of one engine on this machine."""
 
     name: str
-    usable: bool
+    state: Literal["usable", "for small guests only", "cannot be used"]
     what: str
-    """What it is like here, or why it cannot be used: a clause without a full stop."""
+    """What it is like here, or why it is not usable: a clause without a full stop."""
 
 
 def make(name: str = "auto", irqchip: Placement | None = None) -> AnyEngine:
@@ -57,22 +58,19 @@ def caveat(engine: AnyEngine) -> str:
 
 
 def survey() -> tuple[list[Found], str]:
-    """Return what there is, and the name that `auto` stands for."""
+    """Return what there is, and the name that `auto` stands for ("none" where it would fail)."""
     found = [_kvm(), _unicorn()]
-    chosen = next((engine.name for engine in found if engine.usable and _chosen(engine)), "none")
-    return found, chosen
-
-
-def _chosen(engine: Found) -> bool:
-    return engine.name != "kvm" or not probe.why_not_chosen()
+    return found, next((engine.name for engine in found if engine.state == "usable"), "none")
 
 
 def _kvm() -> Found:
     try:
         KvmEngine().close()
     except EngineError as exc:
-        return Found("kvm", False, str(exc))
-    return Found("kvm", True, probe.why_not_chosen() or "the CPU's hardware virtualisation")
+        return Found("kvm", "cannot be used", str(exc))
+    if lacks := probe.why_not_chosen():
+        return Found("kvm", "for small guests only", lacks)
+    return Found("kvm", "usable", "the CPU's hardware virtualisation")
 
 
 def _unicorn() -> Found:
@@ -80,8 +78,8 @@ def _unicorn() -> Found:
         engine = UnicornEngine()
         Machine(engine).close()
     except EngineError as exc:
-        return Found("unicorn", False, str(exc))
+        return Found("unicorn", "cannot be used", str(exc))
     version = ".".join(map(str, engine.library.version))
     if engine.fallback_reason is not None:
-        return Found("unicorn", True, f"version {version}: {engine.fallback_reason}")
-    return Found("unicorn", True, f"version {version}, with guest-mode intercepts")
+        return Found("unicorn", "usable", f"version {version}: {engine.fallback_reason}")
+    return Found("unicorn", "usable", f"version {version}, with guest-mode intercepts")

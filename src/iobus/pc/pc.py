@@ -26,6 +26,7 @@ from iobus.devices.system_control_b import SystemControlB
 from iobus.devices.uart import Uart
 from iobus.devices.vga import Vga
 from iobus.devices.vga_screen import Screen
+from iobus.doorbell import Event
 from iobus.exits import PowerOffExit, ResetExit
 from iobus.irq import Gate, Line, Pin
 from iobus.machine import Engine, Machine
@@ -152,6 +153,29 @@ class Pc:
         As `irq` but for the timer: its line 0 is pin 2 here as there, and pin 2 alone is 2.
         """
         return self.pins[number].line(name)
+
+    def irq_event(self, number: int, name: str = "") -> Event:
+        """Return an event of which each ring is an edge at interrupt `number`: from any thread, or another process.
+
+        For what works beside the machine, does not take its lock, and has an edge-triggered interrupt. Rings that come
+        together may be one edge. Where KVM has the interrupt controllers (`split`, `kernel`) the kernel delivers it,
+        by an irqfd. Raises `ValueError` as `irq`. It lasts as long as the machine.
+        """
+        line, event = self.irq(number, name), Event()
+        machine, chip = self.machine, self.controllers.irqchip
+
+        def watch(on: bool) -> None:
+            if on:
+                machine.watch(event, line.pulse)
+            else:
+                machine.unwatch(event)
+
+        with machine.lock:
+            if chip is None:
+                watch(True)
+            else:
+                chip.take_event(number, event, watch)
+        return event
 
     def nmi(self, name: str = "") -> Line:
         """Return a new line of the non-maskable interrupt: a watchdog's, or a button's.

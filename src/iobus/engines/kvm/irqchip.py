@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
+from iobus.doorbell import Event
 from iobus.engines.kvm import abi, ioctls
 from iobus.engines.kvm.ioctls import call, flexible
 from iobus.engines.kvm.vm import Vm
 from iobus.exits import EngineError
-from iobus.irq import ApicBus, Message
+from iobus.irq import ApicBus, DeliveryMode, Message
 
 PINS: Final = 24
 _TIMER_PIN: Final = 2
@@ -33,7 +35,10 @@ class KernelApicBus(ApicBus):
     def __init__(self, vm: Vm) -> None:
         super().__init__()
         self._vm = vm
-        self._routes: dict[int, Message] = {}
+        self._messages: dict[int, Message] = {}  # what each pin of the IOAPIC sends, where it is not masked
+        self._routes: dict[int, Message] = {}  # what the kernel knows of that
+        self._events: dict[int, tuple[Event, Callable[[bool], None]]] = {}
+        self._taken: set[int] = set()  # the pins whose event the kernel has
 
     def send(self, message: Message) -> bool:
         low, high, data = _as_msi(message)
@@ -47,14 +52,41 @@ class KernelApicBus(ApicBus):
         return True
 
     def route(self, pin: int, message: Message | None) -> None:
-        """Tell the kernel of level-triggered entries: at the EOI of their vectors it makes an exit."""
-        wanted = message if message is not None and message.level_triggered else None
-        if self._routes.get(pin) == wanted:
-            return
-        self._routes.pop(pin, None)
-        if wanted is not None:
-            self._routes[pin] = wanted
-        set_routes(self._vm, [_msi_route(number, route) for number, route in self._routes.items()])
+        """Tell the kernel of level-triggered entries, whose EOIs it makes exits, and of those with events."""
+        self._messages.pop(pin, None)
+        if message is not None:
+            self._messages[pin] = message
+        self._tell(pin)
+
+    def take_event(self, pin: int, event: Event, watch: Callable[[bool], None]) -> None:
+        """Have the kernel send the pin's message at a ring, while that is an edge's."""
+        self._events[pin] = event, watch
+        watch(True)
+        self._tell(pin)
+
+    def _tell(self, pin: int) -> None:
+        message = self._messages.get(pin)
+        take = pin in self._events and message is not None and _is_edge(message)
+        if pin in self._taken and not take:  # before its route goes
+            self._hand_over(pin, kernel=False)
+        wanted = message if take or (message is not None and message.level_triggered) else None
+        if self._routes.get(pin) != wanted:
+            self._routes.pop(pin, None)
+            if wanted is not None:
+                self._routes[pin] = wanted
+            set_routes(self._vm, [_msi_route(number, route) for number, route in self._routes.items()])
+        if take and pin not in self._taken:
+            self._hand_over(pin, kernel=True)
+
+    def _hand_over(self, pin: int, *, kernel: bool) -> None:
+        """Let the kernel see to an event's rings, or whoever gave it."""
+        event, watch = self._events[pin]
+        (self._taken.add if kernel else self._taken.discard)(pin)
+        if kernel:
+            watch(False)
+        irqfd(self._vm, pin, event.fileno(), assign=kernel)
+        if not kernel:
+            watch(True)
 
 
 class KvmIrqchip:
@@ -80,6 +112,10 @@ class KvmIrqchip:
     def set_line(self, number: int, level: bool) -> None:
         raise NotImplementedError("the IOAPIC and the 8259 pair are devices")
 
+    def take_event(self, number: int, event: Event, watch: Callable[[bool], None]) -> None:
+        """See `irq.Irqchip`."""
+        raise NotImplementedError
+
     def open_pit(self, on: bool) -> None:
         raise NotImplementedError("the 8254 is a device")
 
@@ -96,7 +132,14 @@ class SplitIrqchip(KvmIrqchip):
         if not vm.offers(ioctls.KVM_CAP_SPLIT_IRQCHIP):
             raise EngineError("this KVM cannot have the LAPICs without the IOAPIC; Linux has that since 4.4")
         vm.enable(ioctls.KVM_CAP_SPLIT_IRQCHIP, PINS)
-        super().__init__(vm, KernelApicBus(vm))
+        self._bus = KernelApicBus(vm)
+        super().__init__(vm, self._bus)
+
+    def take_event(self, number: int, event: Event, watch: Callable[[bool], None]) -> None:
+        if self.vm.offers(ioctls.KVM_CAP_IRQFD):
+            self._bus.take_event(number or _TIMER_PIN, event, watch)
+        else:
+            watch(True)
 
 
 class KernelIrqchip(KvmIrqchip):
@@ -122,6 +165,12 @@ class KernelIrqchip(KvmIrqchip):
 
     def set_line(self, number: int, level: bool) -> None:
         call(self.vm.fd, ioctls.KVM_IRQ_LINE, struct.pack("<II", number, level))
+
+    def take_event(self, number: int, event: Event, watch: Callable[[bool], None]) -> None:
+        kernel = bool(self.vm.offers(ioctls.KVM_CAP_IRQFD))
+        if kernel:
+            irqfd(self.vm, number, event.fileno(), assign=True)
+        watch(not kernel)
 
     def open_pit(self, on: bool) -> None:
         state = abi.PitState2()
@@ -170,6 +219,10 @@ def set_routes(vm: Vm, routes: list[tuple[Any, ...]]) -> None:
         else:
             entry.u.irqchip = target
     call(vm.fd, ioctls.KVM_SET_GSI_ROUTING, buffer)
+
+
+def _is_edge(message: Message) -> bool:
+    return not message.level_triggered and message.mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
 
 
 def _msi_route(gsi: int, message: Message) -> tuple[Any, ...]:

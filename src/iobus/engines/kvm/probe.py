@@ -7,12 +7,11 @@ run on them, and give every exit, but Linux does not get far, and interrupts arr
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Final
 
-from iobus.engines.kvm.vm import DEVICE, open_device
+from iobus.engines.kvm.vm import DEVICE, Vm
 from iobus.exits import EngineError
 
 CPUINFO: Final = Path("/proc/cpuinfo")
@@ -24,7 +23,7 @@ def why_not_chosen() -> str:
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the guests are x86, and this machine is {platform.machine()}"
     try:
-        os.close(open_device())
+        Vm().close()
     except EngineError as exc:
         return str(exc)
     return not_hardware()
