@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "src/iobus/engines/unicorn"
-NAMES = ("interrupt", "invalid", "edge", "fill", "syscall", "rdtsc", "table")
+NAMES = ("interrupt", "invalid", "edge", "fill", "port_in", "port_out", "syscall", "rdtsc", "table")
 
 
 def assemble(source: Path = FOLDER / "stubs.s") -> tuple[bytes, dict[str, int]]:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import rig
-from rig import CODE, Guest, ProtectedGuest, Vectors, code32, code64
+from rig import CODE, TSS, Guest, ProtectedGuest, Vectors, code32, code64
 
 from iobus.bus import Device
 from iobus.devices import lapic_registers as r
 from iobus.devices.lapic import Lapic
 from iobus.devices.lapic_timer import TIMER_HZ
 from iobus.engines.unicorn.fallback import LOST, SLICE
-from iobus.exits import HltExit, KickExit
+from iobus.exits import HltExit, KickExit, PioExit
 from iobus.irq import ApicBus
 
 HANDLERS = CODE + 0x1000
@@ -71,7 +71,7 @@ def test_the_apics_msrs_do_nothing() -> None:
 
 
 def test_cpuid_offers_nothing_of_what_is_lost() -> None:
-    """The LAPIC is there, x2APIC, the TSC deadline and the TSC's frequency are not, nor IA32_ARCH_CAPABILITIES."""
+    """There is the LAPIC; and no x2APIC, TSC deadline, TSC frequency, machine checks, ARCH_CAPABILITIES, SMAP."""
 
     def cpuid(leaf: int) -> tuple[int, int, int, int]:
         with ApicGuest(b"\x0f\xa2") as guest:
@@ -82,8 +82,18 @@ def test_cpuid_offers_nothing_of_what_is_lost() -> None:
     _, _, ecx, edx = cpuid(1)
     assert edx >> 9 & 1
     assert not ecx & (1 << 21 | 1 << 24)
+    assert not edx & (1 << 7 | 1 << 14)
     assert cpuid(0)[0] < 0x15
     assert not cpuid(7)[3]
+    assert not cpuid(7)[1] >> 20 & 1
+
+
+def test_user_code_may_use_every_port() -> None:
+    """Neither IOPL, 0, nor an I/O permission bit map that ends before the port keeps it from that."""
+    with Guest(b"\xe6\x80\xeb\xfe") as guest:  # out 0x80, al; jmp $
+        guest.memory.store(TSS + 0x66, 2, 0x68)
+        guest.user(CODE, rax=0x55)
+        assert guest.vcpu.run() == PioExit(0x80, 1, True, 0x55)
 
 
 def test_msrs_do_not_fault() -> None:

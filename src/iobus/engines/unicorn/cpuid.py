@@ -35,10 +35,14 @@ _1_EDX: Final = _bits(0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19, 23, 24
 _APIC: Final = 1 << 9
 _1_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 31)
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES HYPERVISOR."""
+_MACHINE_CHECK: Final = _bits(7, 14)
+"""MCE MCA."""
 _X2APIC: Final = 1 << 21
 _TSC_DEADLINE: Final = 1 << 24
-_7_EBX: Final = _bits(0, 3, 7, 8, 9, 19, 20)
-"""FSGSBASE BMI1 SMEP BMI2 ERMS ADX SMAP."""
+_7_EBX: Final = _bits(0, 3, 7, 8, 9, 19)
+"""FSGSBASE BMI1 SMEP BMI2 ERMS ADX."""
+_SMAP: Final = 1 << 20
+"""Where stubs.s mends what the library makes of it."""
 _TSC_ADJUST: Final = 1 << 1
 _7_EDX: Final = _bits(26, 27, 29)
 """IBRS STIBP ARCH_CAPABILITIES: see IA32_ARCH_CAPABILITIES in msrs.py."""
@@ -80,7 +84,7 @@ class Cpuid:
                 if self._traps_msrs:
                     ecx |= _X2APIC if self._features.x2apic else 0
                     ecx |= _TSC_DEADLINE if self._features.tsc_deadline else 0
-                edx = _1_EDX | (_APIC if apic_on else 0)
+                edx = _1_EDX | (_APIC if apic_on else 0) | (_MACHINE_CHECK if self._traps_msrs else 0)
                 ebx = self._apic_id << 24 | max(self._cpus, 1) << 16 | 8 << 8
                 if self._cpus > 1:
                     edx |= 1 << 28
@@ -90,7 +94,7 @@ class Cpuid:
             case 4:
                 return self._cache(subleaf)
             case 7 if subleaf == 0:
-                return (0, _7_EBX | _TSC_ADJUST, 0, _7_EDX) if self._traps_msrs else (0, _7_EBX, 0, 0)
+                return (0, _7_EBX | _TSC_ADJUST | _SMAP, 0, _7_EDX) if self._traps_msrs else (0, _7_EBX, 0, 0)
             case 0xB:
                 return self._topology(subleaf)
             case 0x15 if self._tsc_hz:

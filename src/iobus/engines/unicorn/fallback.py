@@ -25,8 +25,10 @@ from iobus.engines.unicorn.cpu import UnicornCpu
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import GP, HAS_ERROR_CODE, NMI, UD, Event, TripleFault, deliver
 from iobus.engines.unicorn.instance import Instance
+from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.msrs import CLEARED, POWER_ON
 from iobus.exits import EngineError, GuestFault, MmioExit, PioExit, ShutdownExit
+from iobus.machine import Machine
 from iobus.paging import translate
 from iobus.vcpu import VCPU
 
@@ -43,7 +45,8 @@ LOST: Final = (
     "Without them the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
     "the TSC deadline) and CR8 do nothing, no access to another MSR faults, and those that do not exist read 0; "
     f"interrupts, NMIs, stops and code that other threads write come up to {SLICE} instructions late; the guest's "
-    "TSC can be neither set nor told; hardware task switches through task gates fault."
+    "TSC can be neither set nor told; user code may use every port; CPUID does not offer SMAP; hardware task switches "
+    "through task gates fault."
 )
 """What the fallback cannot do, as the engine tells it."""
 
@@ -81,6 +84,11 @@ class FallbackInstance(Instance):
     """The library's CPU, with one vCPU in it for good."""
 
     current: FallbackCpu | None
+
+    def __init__(self, library: Library, machine: Machine) -> None:
+        super().__init__(library, machine)
+        self.hook(uc_api.HOOK_INSN, self.port_in, instruction=uc_api.INSN_IN)
+        self.hook(uc_api.HOOK_INSN, self.port_out, instruction=uc_api.INSN_OUT)
 
     def poke(self) -> None:
         if self.current is not None and self.runner.here():

@@ -275,8 +275,9 @@ class Instance:
             return 1
 
         self._on_protected = uc_api.WRITE_PROTECTED_CB(write_protected)
-        self.hook(uc_api.HOOK_INSN, uc_api.IN_CB(port_in), instruction=uc_api.INSN_IN)
-        self.hook(uc_api.HOOK_INSN, uc_api.OUT_CB(port_out), instruction=uc_api.INSN_OUT)
+        self.port_in: Final = uc_api.IN_CB(port_in)
+        """What IN is to call, where it is allowed."""
+        self.port_out: Final = uc_api.OUT_CB(port_out)
         self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(cpuid), instruction=uc_api.INSN_CPUID)
         return ask, make_hole
 

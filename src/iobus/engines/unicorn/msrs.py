@@ -24,8 +24,18 @@ _PAT = 0x277
 # PBRSB_NO GDS_NO RFDS_NO ITS_NO
 _ARCH_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
 
+# Machine checks (SDM vol. 3B, "Machine-Check Architecture"): every CPU with an APIC has them, and some software reads
+# these without looking at CPUID. Nothing ever fails here, so that no bank has anything to tell.
+_BANKS: Final = 4
+_MCG_CAP, _MCG_STATUS = 0x179, 0x17A
+_BANK_CTL = range(0x400, 0x400 + 4 * _BANKS, 4)
+_MCG_STATUS_BITS = 0x7  # RIPV EIPV MCIP
+_BANK_RECORD = frozenset(ctl + which for ctl in _BANK_CTL for which in (1, 2, 3))
+"""IA32_MCi_STATUS, IA32_MCi_ADDR and IA32_MCi_MISC: software may clear them."""
+
 _CONSTANT: Final = {
     0x17: 0,  # IA32_PLATFORM_ID
+    _MCG_CAP: _BANKS,
     0x10A: _ARCH_CAPABILITIES,
     _MTRR_CAP: 0x508,  # 8 variable ranges, fixed ranges, write-combining
     0xCE: 0,  # MSR_PLATFORM_INFO
@@ -40,6 +50,8 @@ POWER_ON: Final = {
     0x140: 0,  # MISC_FEATURE_ENABLES
     _PAT: 0x0007040600070406,
     _MTRR_DEFAULT: 0xC06,  # enabled, write-back: as firmware leaves it
+    _MCG_STATUS: 0,
+    **dict.fromkeys((*_BANK_CTL, *_BANK_RECORD), 0),
     **dict.fromkeys(_MTRR_VARIABLE, 0),
     **dict.fromkeys(_MTRR_FIXED, 0x0606060606060606),
 }
@@ -88,6 +100,10 @@ class Msrs:
         if index == _MTRR_DEFAULT and (value & ~0xCFF or value & 0xFF not in _MEMORY_TYPES):
             return False
         if index in _MTRR_FIXED and any(byte not in _MEMORY_TYPES for byte in value.to_bytes(8, "little")):
+            return False
+        if index in _BANK_RECORD and value:
+            return False
+        if index == _MCG_STATUS and value > _MCG_STATUS_BITS:
             return False
         values[index] = value
         return True

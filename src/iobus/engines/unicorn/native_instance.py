@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
@@ -109,6 +109,9 @@ class NativeInstance(Instance):
                 raise at.MismatchError(f"no function {name}_x86_64")
             return address
 
+        def address_of(callback: Any) -> int | None:
+            return ctypes.cast(callback, ctypes.c_void_p).value
+
         self._table = table = Table(
             cpu=cpu, env=env,
             do_interrupt=function("x86_cpu_do_interrupt"), do_hardirq=function("do_interrupt_x86_hardirq"),
@@ -122,12 +125,17 @@ class NativeInstance(Instance):
             uc=self.uc, tlb_fill=function("x86_cpu_tlb_fill"), tlb_fast=env + offsets.tlb_fast,
             ram_address=function("qemu_ram_addr_from_host"), drop_code=function("tb_invalidate_phys_range"),
             error_code=env + offsets.error_code,
+            port_in=address_of(self.port_in), port_out=address_of(self.port_out),
+            check_iob=function("helper_check_iob"), check_iow=function("helper_check_iow"),
+            check_iol=function("helper_check_iol"),
         )  # fmt: skip
         self._stubs = stubs = Stubs(table)
         address = ctypes.addressof(table)
         self.hook(uc_api.HOOK_INTR, stubs.interrupt, address)
         self.hook(uc_api.HOOK_INSN_INVALID, stubs.invalid, address)
         self.hook(uc_api.HOOK_EDGE_GENERATED, stubs.edge, address)
+        self.hook(uc_api.HOOK_INSN, stubs.port_in, address, uc_api.INSN_IN)
+        self.hook(uc_api.HOOK_INSN, stubs.port_out, address, uc_api.INSN_OUT)
         self.hook(uc_api.HOOK_INSN, stubs.syscall, address, uc_api.INSN_SYSCALL)
         self.hook(uc_api.HOOK_INSN, uc_api.SYSCALL_CB(self._on_sysenter), instruction=uc_api.INSN_SYSENTER)
         fill = ctypes.c_uint64.from_address(

@@ -43,11 +43,22 @@
         .set DROP_CODE, 0xd8            # tb_invalidate_phys_range(uc, from, to)
         .set CODE_PAGES, 0xe0           # a byte per page of the library's RAM: code was translated from it
         .set ERROR_CODE, 0xe8
+        .set PORT_IN, 0xf0              # Python: u32 (uc, port, size, table)
+        .set PORT_OUT, 0xf8             # Python: void (uc, port, size, value, table)
+        .set CHECK_IOB, 0x100           # helper_check_iob(env, port), and for 2 and 4 bytes
+        .set CHECK_IOW, 0x108
+        .set CHECK_IOL, 0x110
+        .set LENT, 0x118                # no address: 1 while a TLB entry is filled for an access of user code
 
         # CPUTLBEntry
+        .set ADDR_READ, 0x00
         .set ADDR_WRITE, 0x08
         .set ADDR_CODE, 0x10
         .set ADDEND, 0x20
+        .set PADDR, 0x18
+        .set TLB_INVALID, 0x800         # what is filled with it set serves the one access that it was filled for
+
+        .set NO_SMAP, 2                 # mmu_idx of the supervisor where SMAP is off; 0 where it is on
 
 # void interrupt(uc, u32 number, table): UC_HOOK_INTR.
 # Below 0x100 an exception of the guest's: into its IDT. Above, an intercept: Python's answer is 0 to
@@ -57,7 +68,9 @@ interrupt:
         mov     rbx, rdx
         cmp     esi, 0x100
         jae     1f
-        # The library has put RIP behind an INT already, but a fault in its delivery is a fault at the
+        cmp     qword ptr [rbx + LENT], 0
+        jne     8f
+6:      # The library has put RIP behind an INT already, but a fault in its delivery is a fault at the
         # INT: 1 byte where the vector is 3 or 4 (INT3, INTO), else 2.
         mov     rcx, [rbx + IS_INT]
         cmp     dword ptr [rcx], 0
@@ -108,6 +121,11 @@ interrupt:
         mov     dword ptr [rcx], 0
         pop     rbx
         ret
+        # The page fault of a user's access, made as the supervisor's: see `fill`.
+8:      mov     qword ptr [rbx + LENT], 0
+        mov     rcx, [rbx + ERROR_CODE]
+        or      dword ptr [rcx], 4      # U/S
+        jmp     6b
         .balign 16
 
 # bool invalid(uc, table): UC_HOOK_INSN_INVALID. #UD into the guest's IDT.
@@ -168,6 +186,10 @@ edge:
         ret
         .balign 16
 
+# IRET and far RET at CPL 3 pop from the user's stack. The library makes these accesses the supervisor's,
+# and with SMAP they fault. Such a fill, known by CPL 3 and an address in translated code to return to
+# (the delivery of an exception has none), is done as if SMAP were off, and serves that one access.
+
 # bool fill(cpu, gva, size, access, mmu_idx, probe, retaddr): in place of x86_cpu_tlb_fill, which
 # leaves by longjmp where it faults. It gets no user data: the table's address is behind the code.
 fill:
@@ -179,7 +201,9 @@ fill:
         mov     rbp, rsi
         mov     r12d, ecx               # 0 load, 1 store, 2 fetch
         mov     r13d, r8d
-        push    [rsp + 40]              # retaddr
+        test    r8d, r8d                # the supervisor's, with SMAP
+        jz      5f
+0:      push    [rsp + 40]              # retaddr
         call    [rbx + TLB_FILL]
         add     rsp, 8
         test    al, al
@@ -214,7 +238,7 @@ fill:
         jne     3f                      # executable: the library never marks it dirty
         cmp     r12d, 1
         je      1f
-        or      rbp, 0x800              # TLB_INVALID: no fetch hits it, and it is not -1
+        or      rbp, TLB_INVALID        # no fetch hits it, and it is not -1
         mov     [r13 + ADDR_CODE], rbp
         jmp     3f
 1:      mov     byte ptr [rdx], 0       # a store by a data mapping: the page is reused, or patched
@@ -225,12 +249,104 @@ fill:
         call    [rbx + DROP_CODE]
         add     rsp, 8
 2:      mov     qword ptr [r13 + ADDR_CODE], -1
-3:      mov     eax, 1
+3:      cmp     qword ptr [rbx + LENT], 0
+        jne     6f
+7:      mov     eax, 1
 4:      pop     r13
         pop     r12
         pop     rbp
         pop     rbx
         ret
+5:      cmp     qword ptr [rsp + 40], 0
+        je      0b
+        mov     rax, [rbx + HFLAGS]
+        mov     eax, [rax]
+        not     eax
+        test    al, 3                   # CPL
+        jnz     0b
+        mov     r8d, NO_SMAP
+        mov     r13d, r8d
+        mov     qword ptr [rbx + LENT], 1
+        jmp     0b
+6:      mov     qword ptr [rbx + LENT], 0
+        mov     rax, [rbx + TLB_FAST]
+        mov     rsi, rbp
+        shr     rbp, 6
+        mov     rdx, rbp
+        and     rdx, [rax + 16 * NO_SMAP]
+        add     rdx, [rax + 16 * NO_SMAP + 8]
+        test    dword ptr [rdx + ADDR_READ], 0x200
+        jnz     8f                      # I/O: no place for a stack
+        and     rbp, [rax]
+        add     rbp, [rax + 8]
+        mov     rax, [rdx + ADDR_READ]
+        or      rax, TLB_INVALID
+        mov     [rbp + ADDR_READ], rax
+        mov     rax, [rdx + ADDR_WRITE]
+        or      rax, TLB_INVALID
+        mov     [rbp + ADDR_WRITE], rax
+        mov     qword ptr [rbp + ADDR_CODE], -1
+        mov     rax, [rdx + PADDR]
+        mov     [rbp + PADDR], rax
+        mov     rax, [rdx + ADDEND]
+        mov     [rbp + ADDEND], rax
+        jmp     7b
+8:      mov     rdi, [rbx + CPU]
+        mov     edx, 1
+        mov     ecx, r12d
+        xor     r8d, r8d
+        xor     r9d, r9d
+        push    [rsp + 40]
+        call    [rbx + TLB_FILL]        # which faults
+        add     rsp, 8
+        jmp     4b
+        .balign 16
+
+# IN and OUT, and their string instructions. The library lets everybody use every port. By the SDM
+# vol. 1, "I/O Privilege Level": above IOPL, and in virtual-8086 mode, the TSS's I/O permission bit map decides.
+
+# u32 port_in(uc, u32 port, int size, table), void port_out(uc, u32 port, int size, u32 value, table): UC_HOOK_INSN.
+port_in:
+        push    rbx
+        mov     rbx, rcx
+        call    may
+        mov     rcx, rbx
+        mov     rax, [rbx + PORT_IN]
+        pop     rbx
+        jmp     rax
+port_out:
+        push    rbx
+        mov     rbx, r8
+        call    may
+        mov     r8, rbx
+        mov     rax, [rbx + PORT_OUT]
+        pop     rbx
+        jmp     rax
+        # Return if the access is allowed; else #GP. Keeps rdi, esi, edx, ecx.
+may:    mov     rax, [rbx + HFLAGS]
+        mov     eax, [rax]
+        test    eax, 0x20003            # VM, CPL
+        jz      2f
+        test    eax, 0x20000
+        jnz     1f
+        mov     r9d, eax
+        and     r9d, 3
+        shr     eax, 12
+        and     eax, 3                  # IOPL
+        cmp     r9d, eax
+        jbe     2f
+1:      push    rdi
+        push    rsi
+        push    rdx
+        push    rcx
+        mov     rdi, [rbx + ENV]
+        shr     edx                     # 1, 2, 4 to 0, 1, 2
+        call    [rbx + rdx * 8 + CHECK_IOB]
+        pop     rcx
+        pop     rdx
+        pop     rsi
+        pop     rdi
+2:      ret
         .balign 16
 
 # void syscall(uc, table): UC_HOOK_INSN for SYSCALL, by the AMD64 APM vol. 3. The library adds the
