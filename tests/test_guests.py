@@ -1,5 +1,6 @@
 """Guests that others wrote, unmodified, as Debian has them: each until a line of its own says how far it came."""
 
+import gzip
 import lzma
 import os
 import re
@@ -103,6 +104,53 @@ def test_memtest86_completes_a_test(image: str) -> None:
     assert "Memtest86+ v6.10" in screen
     assert "#0  [Address test, walking ones" in screen
     assert set(re.findall(r"Errors: +(\d+)", screen)) == {"0"}
+
+
+def xen_modules(tmp_path: Path, script: str) -> tuple[object, ...]:
+    """The options that give Xen its dom0: Debian's full kernel, for the small one cannot be one, and an initrd."""
+    kernel = fetched(lambda: debian.linux_kernel("amd64", "amd64"))
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(busybox_initrd(fetched(debian.busybox).read_bytes(), script))
+    xen = "console=com1 com1=115200,8n1 loglvl=all noreboot"
+    return "--append", xen, "--module", f"{kernel},console=hvc0 earlyprintk=xen", "--module", initrd, "--memory", "512M"
+
+
+def test_xen_starts_its_first_domain(tmp_path: Path) -> None:
+    """By Multiboot 2, on 2 CPUs: Linux at CPL 3 as dom0 reaches user space, sends its IPIs, and switches off."""
+    image = package("xen-hypervisor-4.17-amd64", "boot/xen-*.gz")
+    script = 'mount -t proc proc /proc\necho "MARK $(uname -m) $(nproc)"\ncat /proc/interrupts\npoweroff -f\n'
+    status, shown = ended(image, *xen_modules(tmp_path, script), "--cpus", 2)
+    shown = shown.replace("\r", "")  # dom0 and Xen each add one
+    assert status == 0, shown[-3000:]
+    for line in (
+        "(XEN) Bootloader: iobus",
+        "(XEN) ACPI: IOAPIC (id[0x00] address[0xfec00000] gsi_base[0])",
+        "(XEN) Platform timer is 100.000MHz HPET",
+        "(XEN) Brought up 2 CPUs",
+        "(XEN) NX (Execute Disable) protection active",
+        "(XEN) *** Building a PV Dom0 ***",
+        "MARK x86_64 2",
+        "(XEN) Entering ACPI S5 state.",
+    ):
+        assert f"{line}\n" in shown, f"{line} is not in {shown}"
+    for cpu in range(2):  # each took rescheduling and function-call IPIs
+        for kind in ("resched", "callfuncsingle"):
+            counts = re.search(rf"^ *\d+:((?: +\d+)+)  xen-percpu .* {kind}{cpu}$", shown, re.MULTILINE)
+            assert counts is not None and int(counts[1].split()[cpu]) > 0, shown
+    assert not re.search(r"\(XEN\) (Panic|----\[)|Unhandled|crashed", shown)
+
+
+def test_xen_by_multiboot_1(tmp_path: Path) -> None:
+    """The same image without its Multiboot 2 header: Xen finds memory map, command lines and modules by the first."""
+    data = bytearray(gzip.decompress(package("xen-hypervisor-4.17-amd64", "boot/xen-*.gz").read_bytes()))
+    at = data.index(struct.pack("<I", 0xE85250D6))
+    data[at : at + 4] = bytes(4)
+    image = tmp_path / "xen"
+    image.write_bytes(data)
+    shown = shown_until(r"\[    0.000000\] Command line: .*\n", image, *xen_modules(tmp_path, "poweroff -f\n"))
+    assert "(XEN) Multiboot-e820 RAM map:" in shown
+    assert "(XEN) *** Building a PV Dom0 ***" in shown
+    assert "Command line: console=hvc0 earlyprintk=xen" in shown
 
 
 INIT = """\
