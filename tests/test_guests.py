@@ -65,11 +65,11 @@ def ended(*arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout.decode(errors="replace").replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])
-def test_seabios_finds_the_machine_and_no_boot_device(image: str) -> None:
+@pytest.mark.parametrize(("image", "cpus"), [("bios.bin", 1), ("bios-256k.bin", 1), ("bios-256k.bin", 2)])
+def test_seabios_finds_the_machine_and_no_boot_device(image: str, cpus: int) -> None:
     """From the reset vector: fw_cfg by DMA, the memory map, PCI, CPUs, ACPI tables, serial port, keyboard."""
     rom = package("seabios", f"usr/share/seabios/{image}")
-    log = shown_until(r"No bootable device\.\n", "--firmware", rom, "--memory", "5G")
+    log = shown_until(r"No bootable device\.\n", "--firmware", rom, "--memory", "5G", "--cpus", cpus)
     for line in (
         "Found QEMU fw_cfg",
         "QEMU fw_cfg DMA interface supported",
@@ -77,7 +77,7 @@ def test_seabios_finds_the_machine_and_no_boot_device(image: str) -> None:
         "qemu/e820: addr 0x0000000100000000 len 0x0000000080000000 [RAM]",
         "Found 1 PCI devices (max PCI bus is 00)",
         "PCI: init bdf=00:00.0 id=8086:1237",
-        "Found 1 cpu(s) max supported 1 cpu(s)",
+        f"Found {cpus} cpu(s) max supported {cpus} cpu(s)",
         "Found 1 serial ports",
         "PS2 keyboard initialized",
         "All threads complete.",
@@ -102,6 +102,15 @@ def test_memtest86_completes_a_test(image: str) -> None:
     arguments = (package("memtest86+", f"boot/{image}"), "--memory", "8M", "--append", "console=ttyS0,115200")
     screen = shown_until(r"#[1-9] +\[", *arguments)
     assert "Memtest86+ v6.10" in screen
+    assert "#0  [Address test, walking ones" in screen
+    assert set(re.findall(r"Errors: +(\d+)", screen)) == {"0"}
+
+
+def test_memtest86_works_on_two_cpus() -> None:
+    """It finds both in the MADT, starts the other one, and has them test in parallel, waiting for each other."""
+    arguments = (package("memtest86+", "boot/memtest86+x64.bin"), "--memory", "8M", "--cpus", 2)
+    screen = shown_until(r"(?s)Using: All Cores.*#[2-9] +\[", *arguments, "--append", "console=ttyS0,115200")
+    assert "CPU: 2 Cores 2 Threads    SMP: 2T (PAR)" in screen
     assert "#0  [Address test, walking ones" in screen
     assert set(re.findall(r"Errors: +(\d+)", screen)) == {"0"}
 

@@ -310,7 +310,7 @@ def test_interrupts_go_from_one_to_the_next_at_once(wait: str, cpus: int, monkey
             registers.r8 = (vcpu.index + 1) % cpus << 24
             vcpu.registers = registers
 
-        turns = guest.vcpu.executor.runner
+        turns = guest.vcpu.executor.runner  # type: ignore[attr-defined]
         slicing = threading.Lock()
         sliced = True
 

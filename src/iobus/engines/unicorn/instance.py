@@ -60,6 +60,10 @@ class Instance:
         self._devices_changed = True
         self.current: UnicornCpu | None = None
         """The vCPU whose state is in the library's CPU."""
+        self.port_in: Any
+        """What IN is to call, where the guest may use the port."""
+        self.port_out: Any
+        """What OUT is to call."""
         self._ask, self._make_hole = self._install_io()
         self.cut_off()
 
@@ -275,9 +279,8 @@ class Instance:
             return 1
 
         self._on_protected = uc_api.WRITE_PROTECTED_CB(write_protected)
-        self.port_in: Final = uc_api.IN_CB(port_in)
-        """What IN is to call, where it is allowed."""
-        self.port_out: Final = uc_api.OUT_CB(port_out)
+        self.port_in = uc_api.IN_CB(port_in)
+        self.port_out = uc_api.OUT_CB(port_out)
         self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(cpuid), instruction=uc_api.INSN_CPUID)
         return ask, make_hole
 
