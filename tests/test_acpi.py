@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iobus.bus import Device
 from iobus.clock import SteppedClock
 from iobus.devices.acpi_pm import S5_SLP_TYP, TMR_VAL_EXT
 from iobus.devices.hpet import SHORTEST_REPEAT
@@ -354,6 +355,8 @@ def test_the_encoder_writes_what_iasl_compiles(tmp_path: Path) -> None:
         }}
         Name (\\_SB.AAAA.CCCC, 7)
         Name (\\_SB.AAAA.BBBB.CCCC, 7)
+        OperationRegion (REGN, SystemMemory, 0xF0000, 0x1000)
+        Method (MTHD, 0) {{ Load (REGN, Local0) Return (Local0) }}
     """
     ours = (
         aml.name("NUMB", aml.package(*map(aml.integer, numbers)))
@@ -376,8 +379,65 @@ def test_the_encoder_writes_what_iasl_compiles(tmp_path: Path) -> None:
         ))
         + aml.name("\\_SB_.AAAA.CCCC", aml.integer(7))
         + aml.name("\\_SB_.AAAA.BBBB.CCCC", aml.integer(7))
+        + aml.memory_region("REGN", 0xF0000, 0x1000)
+        + aml.method("MTHD", 0, aml.load("REGN"), b"\xa4\x60")
     )  # fmt: skip
     assert compile_asl(tmp_path, source).hex(" ") == ours.hex(" ")
+
+
+class Told(Device):
+    """A device that guests are told of."""
+
+    length = 0x200
+    acpi_id = "LNRO0005"
+
+    def __init__(self, *irqs: int) -> None:
+        self.irqs = irqs
+
+    def connect(self, pc: Pc) -> None:
+        self.lines = [pc.irq(number) for number in self.irqs]
+
+
+def dsdt(pc: Pc) -> bytes:
+    """The DSDT in the RAM of `pc`."""
+    image = pc.machine.memory.read(layout.ACPI_TABLES, layout.BIOS_AREA_END - layout.ACPI_TABLES)
+    return find(image, layout.ACPI_TABLES)["DSDT"][1]
+
+
+def test_a_user_s_device_is_in_the_dsdt() -> None:
+    """By its `acpi_id`: its range, the interrupts it took when it was connected, and that after a reset too."""
+    pc = Pc(clock=SteppedClock())
+    plain = dsdt(pc)
+    pc.attach(Device(), 0xC0000000, 16)
+    assert dsdt(pc) == plain
+    pc.irq(5)
+    pc.attach(Told(0, 10), 0xD0000000)
+    crs = aml.resource_template(
+        aml.memory32_fixed(0xD0000000, 0x200),
+        aml.interrupt(layout.TIMER_GSI, level=True),
+        aml.interrupt(10, level=True),
+    )
+    assert dsdt(pc).count(crs) == 1 and aml.hardware_id("LNRO0005") in dsdt(pc)
+    pc.attach(Told(), 0xD0001000)
+    assert dsdt(pc).count(crs) == 1 and dsdt(pc).count(aml.hardware_id("LNRO0005")) == 2
+    told = dsdt(pc)
+    pc.reset()
+    assert dsdt(pc) == told
+    with pytest.raises(ValueError, match="hardware ID 'me'"):
+        Told.acpi_id = "me"
+        pc.attach(Told(), 0xD0002000)
+
+
+@needs_iasl
+def test_a_generic_event_device(tmp_path: Path) -> None:
+    """It has its interrupts, edge-triggered, and a method _EVT; an SSDT is a table as others are."""
+    table = acpi.ssdt(acpi.user_device(1, "ACPI0013", 0xD0000000, 16, [10]))
+    (tmp_path / "ssdt.aml").write_bytes(table)
+    said = iasl(tmp_path, "-d", "ssdt.aml")
+    assert not re.search("warning|error|invalid|incorrect", said, re.IGNORECASE), said
+    source = (tmp_path / "ssdt.dsl").read_text()
+    assert re.search(r"Interrupt \(ResourceConsumer, Edge, ActiveHigh, Exclusive", source) and "Memory" not in source
+    assert "Method (_EVT, 1" in source and " 0 Errors, 0 Warnings," in iasl(tmp_path, "-p", "again", "ssdt.dsl")
 
 
 # --- the encoder, by the specification ------------------------------------------------------------------------------
@@ -467,6 +527,7 @@ def test_a_bad_name_is_refused(path: str) -> None:
         (aml.interrupt, ()),
         (aml.interrupt, tuple(range(256))),
         (aml.interrupt, (1 << 32,)),
+        (aml.method, ("MTHD", 8)),
         (aml.memory32_fixed, (0xC0000000, 0)),
         (aml.memory32_fixed, (0xFFFFF000, 0x1001)),
         (aml.memory32_fixed, (-4096, 4096)),

@@ -14,11 +14,7 @@ enum { SOURCE = 0x00, TARGET = 0x08, LENGTH = 0x10, CTRL = 0x14, STATUS = 0x18 }
 enum { START = 1, ENABLE = 2 };           // CTRL
 enum { DONE = 1, ERROR = 2, BUSY = 4 };   // STATUS
 
-static unsigned int base = 0xd0000000, irq = 10;
-module_param(base, uint, 0444);
-module_param(irq, uint, 0444);
-
-static struct platform_device *pdev;
+static struct device *dev;
 static void __iomem *regs;
 static char *from, *to;                   // one page each
 static size_t length;                     // bytes in `to`
@@ -40,8 +36,8 @@ static irqreturn_t copier_irq(int number, void *data)
 
 static int copy(size_t count)
 {
-	dma_addr_t source = dma_map_single(&pdev->dev, from, count, DMA_TO_DEVICE);
-	dma_addr_t target = dma_map_single(&pdev->dev, to, count, DMA_FROM_DEVICE);
+	dma_addr_t source = dma_map_single(dev, from, count, DMA_TO_DEVICE);
+	dma_addr_t target = dma_map_single(dev, to, count, DMA_FROM_DEVICE);
 	int result = -ETIMEDOUT;
 
 	reinit_completion(&copied);
@@ -51,8 +47,8 @@ static int copy(size_t count)
 	writel(START | ENABLE, regs + CTRL);
 	if (wait_for_completion_timeout(&copied, HZ))
 		result = status & ERROR ? -EIO : 0;
-	dma_unmap_single(&pdev->dev, target, count, DMA_FROM_DEVICE);
-	dma_unmap_single(&pdev->dev, source, count, DMA_TO_DEVICE);
+	dma_unmap_single(dev, target, count, DMA_FROM_DEVICE);
+	dma_unmap_single(dev, source, count, DMA_TO_DEVICE);
 	return result;
 }
 
@@ -78,52 +74,42 @@ static const struct file_operations operations = {
 };
 static struct miscdevice misc = { .minor = MISC_DYNAMIC_MINOR, .name = "copier", .fops = &operations };
 
-static int copier_probe(struct platform_device *device)
+static int copier_probe(struct platform_device *pdev)
 {
-	int number = acpi_register_gsi(&device->dev, irq, ACPI_LEVEL_SENSITIVE, ACPI_ACTIVE_HIGH);
+	int irq = platform_get_irq(pdev, 0);
 	int result;
 
-	regs = devm_ioremap(&device->dev, base, 0x1000);
-	from = (char *)devm_get_free_pages(&device->dev, GFP_KERNEL, 0);
-	to = (char *)devm_get_free_pages(&device->dev, GFP_KERNEL, 0);
-	if (!regs || !from || !to)
+	dev = &pdev->dev;
+	if (irq < 0)
+		return irq;
+	regs = devm_platform_ioremap_resource(pdev, 0);
+	if (IS_ERR(regs))
+		return PTR_ERR(regs);
+	from = (char *)devm_get_free_pages(dev, GFP_KERNEL, 0);
+	to = (char *)devm_get_free_pages(dev, GFP_KERNEL, 0);
+	if (!from || !to)
 		return -ENOMEM;
-	result = dma_set_mask(&device->dev, DMA_BIT_MASK(64));
+	result = dma_set_mask(dev, DMA_BIT_MASK(64));
 	if (!result)
-		result = number < 0 ? number : devm_request_irq(&device->dev, number, copier_irq, 0, "copier", device);
+		result = devm_request_irq(dev, irq, copier_irq, 0, "copier", NULL);
 	return result ?: misc_register(&misc);
 }
 
-static int copier_remove(struct platform_device *device)
+static int copier_remove(struct platform_device *pdev)
 {
 	misc_deregister(&misc);
 	writel(0, regs + CTRL);
 	return 0;
 }
 
-static struct platform_driver driver = {
-	.probe = copier_probe, .remove = copier_remove, .driver.name = "copier",
+static const struct acpi_device_id ids[] = { { "IOBS0001" }, {} };
+MODULE_DEVICE_TABLE(acpi, ids);
+
+static struct platform_driver copier = {
+	.probe = copier_probe,
+	.remove = copier_remove,
+	.driver = { .name = "copier", .acpi_match_table = ids },
 };
-
-static int __init copier_init(void)
-{
-	int result = platform_driver_register(&driver);
-
-	if (result)
-		return result;
-	pdev = platform_device_register_simple("copier", -1, NULL, 0);
-	if (IS_ERR(pdev))
-		platform_driver_unregister(&driver);
-	return PTR_ERR_OR_ZERO(pdev);
-}
-
-static void __exit copier_exit(void)
-{
-	platform_device_unregister(pdev);
-	platform_driver_unregister(&driver);
-}
-
-module_init(copier_init);
-module_exit(copier_exit);
+module_platform_driver(copier);
 MODULE_LICENSE("Dual MIT/GPL");
 MODULE_DESCRIPTION("Driver for the copier of iobus's examples");

@@ -31,6 +31,8 @@ class Status(Register):
 
 
 class Copier(RegisterBank, length=0x1000):
+    acpi_id = "IOBS0001"  # by which Linux finds the driver
+
     SOURCE = Address(0x00)
     TARGET = Address(0x08)
     LENGTH = Number(0x10)

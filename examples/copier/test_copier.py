@@ -48,7 +48,7 @@ def copier(guest: Guest) -> Copier:
     """The device and its driver in a running Linux."""
     device = Copier()
     guest.attach(device, at=AT)
-    guest.insmod(guest.build(Path(__file__).with_name("copier.c")), base=AT, irq=10)
+    guest.insmod(guest.build(Path(__file__).with_name("copier.c")))
     return device
 
 

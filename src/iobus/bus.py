@@ -84,6 +84,8 @@ class Device:
     """The device this one is a part of, where one has several on the bus: DMA sees the whole (see `Machine.dma`)."""
     buses: tuple[Bus, ...] = ()
     """The buses it is the host of: a machine's `devices`, and with them its reset, know by this what is behind it."""
+    acpi_id: str = ""
+    """The hardware ID by which a guest finds a driver, such as "ABCD0001"; empty means that guests are not told."""
 
     def read(self, offset: int, size: int) -> Value:
         """Return the value, below `2 ** (8 * size)`, or `NotImplemented` to decline.

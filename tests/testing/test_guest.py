@@ -169,6 +169,45 @@ def test_modules_of_the_package(guest: Guest, tmp_path: Path) -> None:
         guest.insmod(tmp_path / "bad.ko")
 
 
+class Told(Ticker):
+    """A ticker that Linux counts the interrupts of."""
+
+    acpi_id = "ACPI0013"
+
+    def __init__(self, irq: int = 16) -> None:
+        super().__init__()
+        self.irq = irq
+
+    def connect(self, pc: Any) -> None:
+        self.line = pc.irq(self.irq, "told")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.line.set(bool(value))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_device_that_is_plugged_in(guest: Guest, again: bool) -> None:
+    """Linux finds it by ACPI and counts its interrupts, from 0 in each test; its driver lets go of it when it goes."""
+    drivers = "/sys/bus/platform/drivers/acpi-ged"
+    assert guest.run(f"ls -d {drivers}/ACPI0013:* | wc -l").output == "1\n"  # what plugs the others in
+    guest.attach(Told(), at=AT)
+    guest.attach(Told(irq=18), at=AT + 0x1000)
+    guest.run(f"for value in 1 0 1 0; do devmem {AT:#x} 32 $value; done; devmem {AT + 0x1000:#x} 32 1")
+    assert (guest.interrupts(16), guest.interrupts(18), guest.pc.pins[16].count) == (2, 1, 2)
+    assert guest.run(f"ls -d {drivers}/ACPI0013:* | wc -l").output == "3\n"
+
+
+def test_one_line_has_one_trigger(guest: Guest) -> None:
+    """What Linux cannot do is said: a line of a Generic Event Device, and then of one that is level-triggered."""
+    guest.attach(Told(irq=17), at=AT)
+    other = Told(irq=17)
+    other.acpi_id = "LNRO0005"
+    with pytest.raises(
+        ValueError, match=r"LNRO0005 has interrupt 17 as an earlier ACPI0013 had.*use another interrupt"
+    ):
+        guest.attach(other, at=AT + 0x1000)
+
+
 def test_a_module_that_does_not_build(guest: Guest, tmp_path: Path) -> None:
     """The compiler's words, without the places where it was built."""
     source = tmp_path / "wrong.c"

@@ -57,6 +57,8 @@ class AcpiDevice:
     """What _CRS lists, in order: `aml.io`, `aml.memory32_fixed`, `aml.interrupt`, …"""
     uid: int = 0
     """Tells devices of one hardware ID apart."""
+    terms: tuple[bytes, ...] = ()
+    """What else it has: `aml.method`, `aml.name`, …"""
 
     def encode(self) -> bytes:
         """The Device term."""
@@ -66,7 +68,30 @@ class AcpiDevice:
             aml.name("_UID", aml.integer(self.uid)),
             aml.name("_STA", aml.integer(_STA_WORKING)),
             *([aml.name("_CRS", aml.resource_template(*self.resources))] if self.resources else []),
+            *self.terms,
         )
+
+
+GENERIC_EVENT_DEVICE: Final = "ACPI0013"
+"""A device all of whose interrupts the system handles itself, by its method _EVT (5.6.9)."""
+
+
+def user_device(number: int, hid: str, base: int, length: int, gsis: Sequence[int]) -> AcpiDevice:
+    """Return a device with one memory range and interrupts. `number`, 0-4095, tells it from others.
+
+    The interrupts are level-triggered, active high. A Generic Event Device has edge-triggered ones and nothing else,
+    and an _EVT that does nothing: the system counts its interrupts. Raises `ValueError`.
+    """
+    if hid == GENERIC_EVENT_DEVICE:
+        interrupts = tuple(aml.interrupt(gsi) for gsi in gsis)
+        return AcpiDevice(f"U{number:03X}", hid, interrupts, number, (aml.method("_EVT", 1),))
+    interrupts = tuple(aml.interrupt(gsi, level=True) for gsi in gsis)
+    return AcpiDevice(f"U{number:03X}", hid, (aml.memory32_fixed(base, length), *interrupts), number)
+
+
+def ssdt(*devices: AcpiDevice) -> bytes:
+    """Return a Secondary System Description Table (5.2.11.2) that has `devices` below \\_SB."""
+    return _table("SSDT", 2, aml.scope("\\_SB_", *(device.encode() for device in devices)))
 
 
 DEVICES: Final = (

@@ -26,7 +26,11 @@ _BUFFER_OP: Final = b"\x11"
 _PACKAGE_OP: Final = b"\x12"
 _DUAL_NAME_PREFIX: Final = b"\x2e"
 _MULTI_NAME_PREFIX: Final = b"\x2f"
+_METHOD_OP: Final = b"\x14"
+_LOAD_OP: Final = b"\x5b\x20"
+_OP_REGION_OP: Final = b"\x5b\x80"
 _DEVICE_OP: Final = b"\x5b\x82"
+_LOCAL0_OP: Final = b"\x60"
 _ONES_OP: Final = b"\xff"
 
 _NAME_SEG: Final = re.compile(r"[A-Z_][A-Z0-9_]{3}", re.ASCII)
@@ -110,6 +114,23 @@ def scope(path: str, *terms: bytes) -> bytes:
 def device(path: str, *terms: bytes) -> bytes:
     """Device (path) with what it holds (20.2.5.2)."""
     return _DEVICE_OP + _packaged(name_string(path) + b"".join(terms))
+
+
+def method(path: str, arguments: int, *terms: bytes) -> bytes:
+    """Method (path, arguments): `terms` to be executed, with 0-7 arguments, not serialised (20.2.5.2)."""
+    if not 0 <= arguments <= 7:
+        raise ValueError(f"method {path!r} of {arguments} arguments: 0-7 can be")
+    return _METHOD_OP + _packaged(name_string(path) + bytes([arguments]) + b"".join(terms))
+
+
+def memory_region(path: str, base: int, length: int) -> bytes:
+    """OperationRegion (path, SystemMemory, base, length) (20.2.5.2)."""
+    return _OP_REGION_OP + name_string(path) + b"\x00" + integer(base) + integer(length)
+
+
+def load(path: str) -> bytes:
+    """Load (path, Local0): have the table become a part of the namespace that lies in a memory region (20.2.5.3)."""
+    return _LOAD_OP + name_string(path) + _LOCAL0_OP
 
 
 def eisa_id(text: str) -> bytes:

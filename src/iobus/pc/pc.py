@@ -63,6 +63,8 @@ class Pc:
             raise ValueError(f"memory of {memory} bytes: a PC has 1 MiB to 64 GiB, in whole pages of 4096 bytes")
         self.memory_size: Final = memory
         """RAM in bytes."""
+        self._acpi_devices: list[acpi.AcpiDevice] = []
+        self._described = 0
         self.machine: Final = Machine(engine, cpus=cpus, clock=clock)
         machine = self.machine
         self.board: Final = FirmwareBoard(machine, firmware) if firmware else None
@@ -190,11 +192,39 @@ class Pc:
 
         A device with a method `connect(pc)` gets this PC first: `pc.irq(n)`, `pc.machine.clock` and
         `pc.machine.dma(device)` are there for it. Otherwise as `Bus.attach`.
+
+        To be called before the guest starts. A device with an attribute `acpi_id`, such as "ABCD0001", is in the ACPI
+        tables under that hardware ID, with its range and the interrupts it took in `connect`.
         """
+        before = self.lines()
         connect = getattr(device, "connect", None)
         if connect is not None:
             connect(self)
-        return self.machine.mmio.attach(device, base, length, **options)
+        region = self.machine.mmio.attach(device, base, length, **options)
+        if described := self.described(region, before):
+            self._acpi_devices.append(described)
+            self._write_tables()
+        return region
+
+    def lines(self) -> set[Line]:
+        """Return every line of every interrupt input."""
+        return {line for pin in self.pins for line in pin.lines}
+
+    def described(self, region: Region, before: set[Line]) -> acpi.AcpiDevice | None:
+        """Return what a guest is told of the device at `region` by ACPI; None where it has no `acpi_id`.
+
+        Its interrupts are those of the lines that were not there `before`. Raises `ValueError` for an ID that is none.
+        """
+        hid = getattr(region.device, "acpi_id", "")
+        if not hid:
+            return None
+        gsis = [
+            layout.TIMER_GSI if number == layout.IRQ_TIMER else number
+            for number, pin in enumerate(self.pins)
+            if not before.issuperset(pin.lines)
+        ]
+        self._described += 1
+        return acpi.user_device(self._described, hid, region.base, region.length, gsis)
 
     def power_on(self) -> None:
         """Put the machine where firmware leaves it: tables, virtual wire mode, text mode. RAM else as it is.
@@ -203,7 +233,7 @@ class Pc:
         """
         if self.board is not None:
             return
-        self.machine.memory.write(layout.ACPI_TABLES, acpi.tables(len(self.machine.vcpus)))
+        self._write_tables()
         for address, data in bios_data.pieces():
             self.machine.memory.write(address, data)
         with self.machine.lock:
@@ -249,6 +279,11 @@ class Pc:
         machine.pio.attach(self._pit, layout.PIT, 4)
         machine.pio.attach(SystemControlB(self._pit, machine.clock), layout.SYSTEM_CONTROL_B, 1)
         return gate.open
+
+    def _write_tables(self) -> None:
+        if self.board is None:
+            tables = acpi.tables(len(self.machine.vcpus), extra_devices=self._acpi_devices)
+            self.machine.memory.write(layout.ACPI_TABLES, tables)
 
     def _power_off(self) -> None:
         self.machine.stop(PowerOffExit())

@@ -25,6 +25,8 @@ WINDOW_SIZE: Final = 4 << 20
 """In bytes. Larger files come in pieces."""
 DATA: Final = 1 << 20
 """Where in the window a script's data is; before it is the script."""
+TABLE: Final = WINDOW_SIZE - (64 << 10)
+"""Where in the window an ACPI table is, of a device that is plugged in; before it is the script's data."""
 
 INTERRUPT: Final = b"\x03"
 QUIT: Final = b"\x1c"

@@ -24,11 +24,10 @@ from iobus.cli.outcome import describe
 from iobus.devices.uart import Uart
 from iobus.engines import choose
 from iobus.exits import KickExit, PowerOffExit, ResetExit, TimeoutExit
-from iobus.irq import Line
 from iobus.memory import PAGE_SIZE
-from iobus.pc import layout
+from iobus.pc import acpi, layout
 from iobus.pc.pc import Pc
-from iobus.testing import agent
+from iobus.testing import agent, hotplug
 from iobus.testing.build import build_module
 from iobus.testing.faults import Faults, given_to
 from iobus.testing.history import History
@@ -104,6 +103,9 @@ class Guest:
         self._watch: Final = Watch(self.machine)
         self._com2: Final = Uart(self.pc.irq(IRQ_COM2, "com2"), self.machine.clock, self._receive)
         self.machine.pio.attach(self._com2, COM2, 8)
+        self._event: Final = self.pc.irq(hotplug.IRQ, "hotplug")
+        self._slots: dict[hotplug.Slot, str] = {}  # by what is in them, the names of Linux's devices
+        self._plugged: list[str] = []
         self._seen = 0  # how much of the console earlier tests have had
         self._forgiven = 0  # up to where complaints have been expected
         self.counted: dict[int, int] = {}
@@ -114,6 +116,8 @@ class Guest:
     def boot(self) -> None:
         """Boot, to the agent's first word. Raises `GuestError`."""
         memory = self.machine.memory
+        event = hotplug.event_device(WINDOW + agent.TABLE)
+        memory.write(layout.ACPI_TABLES, acpi.tables(1, extra_devices=[event]))
         entry = LinuxKernel.read(self.kernel).load(
             memory,
             initrd=self._initrd,
@@ -189,7 +193,7 @@ class Guest:
             path = Path(source)
             data, mode = path.read_bytes(), path.stat().st_mode & 0o111 | 0o644
             target = target or f"/tmp/{path.name}"
-        name, piece = shlex.quote(target), agent.WINDOW_SIZE - agent.DATA
+        name, piece = shlex.quote(target), agent.TABLE - agent.DATA
         skip = (WINDOW + agent.DATA) // PAGE_SIZE
         for start in range(0, max(1, len(data)), piece):
             part = data[start : start + piece]
@@ -249,8 +253,9 @@ class Guest:
     def attach(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
         """Attach `device` to the memory-mapped I/O bus while the guest runs; it is gone again when the test ends.
 
-        A device with a method `connect(pc)` gets the PC first. Otherwise as `Bus.attach`. Raises `ValueError` where
-        the guest has RAM.
+        A device with a method `connect(pc)` gets the PC first. One with an `acpi_id` is plugged in: Linux finds it by
+        ACPI, with its range and the interrupts it took in `connect`, and gives it to its driver, now or when that is
+        loaded. Otherwise as `Bus.attach`. Raises `ValueError` where the guest has RAM, `GuestError`.
         """
         size = length if length is not None else getattr(device, "length", 1)
         for slot in self.machine.memory.slots:
@@ -259,11 +264,14 @@ class Guest:
                     f"{type(device).__name__} at {at:#x}: the guest has RAM there; use an address from "
                     f"{layout.PCI_MMIO[0]:#x} up to {layout.PCI_MMIO[1]:#x}"
                 )
-        given = given_to(self.machine, lambda: self.pc.pins, lambda: self.pc.attach(device, at, length, **options))
+        given = given_to(self.machine, lambda: self.pc.pins, lambda: self._connected(device, at, length, options))
         self.faults.attached(given)
         self.regions.append(given.region)
         for pin, _ in given.lines:
             self.history.listen(pin, pin.name)
+        if hid := getattr(device, "acpi_id", ""):
+            gsis = sorted(self.pc.pins.index(pin) for pin, _ in given.lines)
+            self._plug(hotplug.Slot(hid, at, given.region.length, tuple(gsis)))
         return given.region
 
     def attach_ports(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
@@ -271,10 +279,6 @@ class Guest:
         region = self.machine.pio.attach(device, at, length, **options)
         self.regions.append(region)
         return region
-
-    def lines(self) -> list[Line]:
-        """Return every line of every interrupt input."""
-        return [line for pin in self.pc.pins for line in pin.lines]
 
     @property
     def accesses(self) -> list[Record]:
@@ -339,7 +343,42 @@ class Guest:
             what = "\n\n".join(found) or "it did not complain at all"
             raise KernelError(f"the guest's kernel was to complain of {match!r}:\n{what}")
 
+    def unplug(self) -> None:
+        """Take all devices that were plugged in from their drivers, and hide them."""
+        while self._plugged:
+            self.run(hotplug.UNPLUG.format(name=self._plugged.pop()), check=True)
+
     # Within.
+
+    def _connected(self, device: Device, at: int, length: int | None, options: dict[str, Any]) -> Region:
+        connect = getattr(device, "connect", None)
+        if connect is not None:
+            connect(self.pc)
+        return self.machine.mmio.attach(device, at, length, **options)
+
+    def _plug(self, slot: hotplug.Slot) -> None:
+        """Have Linux find the device in `slot`: again, or by a table of its own."""
+        name = self._slots.get(slot)
+        for other in self._slots:
+            shared = set(slot.gsis) & set(other.gsis)
+            if shared and slot.is_edge != other.is_edge:
+                raise ValueError(
+                    f"{slot.hid} has interrupt {shared.pop()} as an earlier {other.hid} had, but one is edge-triggered "
+                    "and the other level-triggered, which Linux does not change: use another interrupt"
+                )
+        if name is None:
+            number = len(self._slots) + 1
+            table = acpi.ssdt(hotplug.device_of(number, slot))
+            self.machine.memory.write(WINDOW + agent.TABLE, table)
+            with self.machine.lock:
+                self._event.pulse()
+            found = self.run(hotplug.FIND.format(number=number))
+            if found.status:
+                raise GuestError(f"Linux does not find the device {slot} by its ACPI table: {self.log}")
+            name = self._slots[slot] = found.output.strip()
+        else:
+            self.run(hotplug.PLUG.format(name=name), check=True)
+        self._plugged.append(name)
 
     def _receive(self, data: bytes) -> None:
         """What comes from COM2, in the middle of the guest's access."""

@@ -86,7 +86,7 @@ class _Kept:
         except BaseException:
             guest.close()
             raise
-        self._lines: Final = guest.lines()
+        self._lines: Final = guest.pc.lines()
         self._timers: Final = set(guest.machine.clock.timers)
 
     def clear(self) -> None:
@@ -116,8 +116,9 @@ class _Kept:
         """Clear away what is in the guest; return what is left there. The devices are still at their places."""
         guest = self.guest
         guest.abandon()
-        for _ in range(3):  # a device may raise in each of the accesses that a driver makes to take its leave
+        for _ in range(10):  # a device may raise in each of the accesses that a driver makes to take its leave
             try:
+                guest.unplug()
                 said = guest.run(_CLEAR, timeout=_SECONDS).output
                 break
             except (DeviceError, TimerError):
