@@ -10,6 +10,7 @@ from iobus.testing import Bench, Guest
 AT = 0xD0000000
 
 
+@pytest.mark.iobus_engine("none", "unicorn", "kvm")
 def test_a_copy(bus: Bench) -> None:
     """BUSY while it goes on, a nanosecond a byte; then the bytes are there, and the interrupt is up until taken."""
     copier = Copier()

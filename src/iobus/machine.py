@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from iobus.bus import Bus, Device
+from iobus.bus import Bus, Device, Region
 from iobus.clock import Clock, RealClock
 from iobus.dma import Dma, Masters
 from iobus.dma import ReentrancyError as ReentrancyError
@@ -242,6 +242,22 @@ class Machine:
     def dma(self, device: Device) -> Dma:
         """Return `device`'s access to guest physical addresses, for use inside and outside its callbacks."""
         return Dma(device, self.memory, self.mmio, self.lock, self._masters)
+
+
+def attach_told(host: Any, bus: Bus, device: Any, base: int | None, length: int | None, options: Any) -> Region:
+    """Attach a user's device to `bus`, as `Bus.attach` does, and tell it what it is attached to.
+
+    Before, its method `connect(host)` is called, where it has one, with what gives it lines, memory and time;
+    afterwards `placed(region)`, with the claim that it may move.
+    """
+    connect = getattr(device, "connect", None)
+    if connect is not None:
+        connect(host)
+    region = bus.attach(device, base, length, **options)
+    placed = getattr(device, "placed", None)
+    if placed is not None:
+        placed(region)
+    return region
 
 
 def complete_with_ones(vcpu: VCPU, exit: MmioExit | PioExit) -> int:

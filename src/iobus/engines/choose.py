@@ -44,6 +44,13 @@ def make(name: str = "auto", irqchip: Placement | None = None) -> AnyEngine:
     return UnicornEngine()
 
 
+def why_no_guest(name: str) -> str:
+    """Say why a Linux does not run on an engine here, which `make` may make all the same; "" if it does."""
+    if name == "none":
+        return "it needs a CPU"
+    return probe.why_not_chosen() if name == "kvm" else ""
+
+
 def caveat(engine: AnyEngine) -> str:
     """Say what an engine that runs a machine lacks on this host; "" if nothing."""
     if isinstance(engine, KvmEngine):

@@ -29,7 +29,7 @@ from iobus.devices.vga_screen import Screen
 from iobus.doorbell import Event
 from iobus.exits import PowerOffExit, ResetExit
 from iobus.irq import Gate, Line, Pin
-from iobus.machine import Engine, Machine
+from iobus.machine import Engine, Machine, attach_told
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, bios_data, layout
 from iobus.pc.firmware import FirmwareBoard
@@ -191,16 +191,14 @@ class Pc:
         """Attach a user's device to the memory-mapped I/O bus, having told it of the machine; return its region.
 
         A device with a method `connect(pc)` gets this PC first: `pc.irq(n)`, `pc.machine.clock` and
-        `pc.machine.dma(device)` are there for it. Otherwise as `Bus.attach`.
+        `pc.machine.dma(device)` are there for it; one with `placed(region)` gets its region then. Otherwise as
+        `Bus.attach`.
 
         To be called before the guest starts. A device with an attribute `acpi_id`, such as "ABCD0001", is in the ACPI
         tables under that hardware ID, with its range and the interrupts it took in `connect`.
         """
         before = self.lines()
-        connect = getattr(device, "connect", None)
-        if connect is not None:
-            connect(self)
-        region = self.machine.mmio.attach(device, base, length, **options)
+        region = attach_told(self, self.machine.mmio, device, base, length, options)
         if described := self.described(region, before):
             self._acpi_devices.append(described)
             self._write_tables()

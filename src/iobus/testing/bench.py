@@ -17,8 +17,9 @@ from iobus.clock import SteppedClock
 from iobus.dma import Dma
 from iobus.exits import MmioExit, PioExit
 from iobus.irq import Line, Pin
-from iobus.machine import Machine
+from iobus.machine import Machine, attach_told
 from iobus.memory import PAGE_SIZE, Memory
+from iobus.testing import resident
 from iobus.testing.faults import Faults, given_to, region_of
 from iobus.testing.history import History
 from iobus.testing.registers import Registers, registers_of
@@ -101,8 +102,8 @@ class Pins(dict[int, Pin]):
 class Bench:
     """A machine, and what a test of a device does with it. Devices take it where they take a PC (`connect`).
 
-    `accessor` makes the accesses; by default nobody but the bench itself. The machine has a `SteppedClock`, and is
-    given 1 MiB of RAM at address 0 where it has none at all.
+    `accessor` makes the accesses: by default the machine's CPU, on whatever engine, and without one the bench itself.
+    The machine has a `SteppedClock`, and is given 1 MiB of RAM at address 0 where it has none at all.
     """
 
     def __init__(self, machine: Machine, accessor: Accessor | None = None) -> None:
@@ -118,7 +119,7 @@ class Bench:
         """The interrupt inputs: `pins[5].level`, and `.count` for how often it went high."""
         self.faults: Final = Faults(machine, self.pins)
         """Faults on demand: accesses that fail, interrupts lost or late, a device that is gone."""
-        self._accessor: Final = accessor or Direct(machine.vcpus[0])
+        self._accessor: Final = accessor or _accessor(machine)
         self._watch: Final = Watch(machine)
         self._allocated = _FIRST_ALLOCATED
         self._soon = threading.Event()
@@ -150,7 +151,7 @@ class Bench:
         """Attach `device` to the memory-mapped I/O bus, having told it of the bench; return its region.
 
         A device with a method `connect(pc)` gets this bench first, which has what it uses of a PC: `irq(n)`,
-        `machine`. Otherwise as `Bus.attach`.
+        `machine`; one with `placed(region)` gets its region then. Otherwise as `Bus.attach`.
         """
         return self._attach(self.machine.mmio, device, base, length, options)
 
@@ -173,8 +174,8 @@ class Bench:
         if size < 1 or align < 1 or align & align - 1:
             raise ValueError(f"{size} bytes aligned to {align}: give 1 byte or more, and a power of two")
         at = -(-self._allocated // align) * align
-        if at + size > RAM:
-            raise ValueError(f"{size} bytes more do not fit in the bench's {RAM} bytes of RAM")
+        if at + size > RAM - resident.SIZE:
+            raise ValueError(f"{size} bytes more do not fit in the bench's {RAM} bytes of RAM, less those of its CPU")
         self._allocated = at + size
         return at
 
@@ -244,13 +245,9 @@ class Bench:
         return self.history.accesses
 
     def _attach(self, bus: Bus, device: Any, base: int | None, length: int | None, options: dict[str, Any]) -> Region:
-        def connected() -> Region:
-            connect = getattr(device, "connect", None)
-            if connect is not None:
-                connect(self)
-            return bus.attach(device, base, length, **options)
-
-        given = given_to(self.machine, lambda: [*self.pins.values()], connected)
+        given = given_to(
+            self.machine, lambda: [*self.pins.values()], lambda: attach_told(self, bus, device, base, length, options)
+        )
         self.faults.attached(given)
         return given.region
 
@@ -271,6 +268,11 @@ class Bench:
         if address < 0 or value < 0 or value >> 8 * size:
             raise ValueError(f"value {value:#x} of {size} bytes at {address:#x}: it must fit, and nothing be negative")
         return address, size
+
+
+def _accessor(machine: Machine) -> Accessor:
+    vcpu = machine.vcpus[0]
+    return Direct(vcpu) if machine.engine is None else resident.Resident(vcpu, RAM - resident.SIZE)
 
 
 _LOOK_AGAIN: Final = 0.05  # seconds: a condition may become true without `call_soon`

@@ -19,17 +19,18 @@ from iobus.boot import debian
 from iobus.boot.handover import e820
 from iobus.boot.initrd import busybox_initrd
 from iobus.boot.linux import LinuxKernel
-from iobus.bus import Device, IobusError, Region
+from iobus.bus import Bus, Device, IobusError, Region
 from iobus.cli.outcome import describe
 from iobus.devices.uart import Uart
 from iobus.engines import choose
 from iobus.exits import KickExit, PowerOffExit, ResetExit, TimeoutExit
+from iobus.machine import attach_told
 from iobus.memory import PAGE_SIZE
 from iobus.pc import acpi, layout
 from iobus.pc.pc import Pc
 from iobus.testing import agent, hotplug
 from iobus.testing.build import build_module
-from iobus.testing.faults import Faults, given_to
+from iobus.testing.faults import Faults, Given, given_to
 from iobus.testing.history import History
 from iobus.testing.kernel_log import complaints
 from iobus.testing.modules import dependencies, module_files
@@ -253,9 +254,10 @@ class Guest:
     def attach(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
         """Attach `device` to the memory-mapped I/O bus while the guest runs; it is gone again when the test ends.
 
-        A device with a method `connect(pc)` gets the PC first. One with an `acpi_id` is plugged in: Linux finds it by
-        ACPI, with its range and the interrupts it took in `connect`, and gives it to its driver, now or when that is
-        loaded. Otherwise as `Bus.attach`. Raises `ValueError` where the guest has RAM, `GuestError`.
+        A device with a method `connect(pc)` gets the PC first, one with `placed(region)` its region then. One with an
+        `acpi_id` is plugged in: Linux finds it by ACPI, with its range and the interrupts it took in `connect`, and
+        gives it to its driver, now or when that is loaded. Otherwise as `Bus.attach`. Raises `ValueError` where the
+        guest has RAM, `GuestError`.
         """
         size = length if length is not None else getattr(device, "length", 1)
         for slot in self.machine.memory.slots:
@@ -264,21 +266,15 @@ class Guest:
                     f"{type(device).__name__} at {at:#x}: the guest has RAM there; use an address from "
                     f"{layout.PCI_MMIO[0]:#x} up to {layout.PCI_MMIO[1]:#x}"
                 )
-        given = given_to(self.machine, lambda: self.pc.pins, lambda: self._connected(device, at, length, options))
-        self.faults.attached(given)
-        self.regions.append(given.region)
-        for pin, _ in given.lines:
-            self.history.listen(pin, pin.name)
+        given = self._attach(self.machine.mmio, device, at, length, options)
         if hid := getattr(device, "acpi_id", ""):
             gsis = sorted(self.pc.pins.index(pin) for pin, _ in given.lines)
             self._plug(hotplug.Slot(hid, at, given.region.length, tuple(gsis)))
         return given.region
 
     def attach_ports(self, device: Device, at: int, length: int | None = None, **options: Any) -> Region:
-        """As `attach`, to the ports; without `connect`."""
-        region = self.machine.pio.attach(device, at, length, **options)
-        self.regions.append(region)
-        return region
+        """As `attach`, to the ports; Linux is not told of it."""
+        return self._attach(self.machine.pio, device, at, length, options).region
 
     @property
     def accesses(self) -> list[Record]:
@@ -350,11 +346,15 @@ class Guest:
 
     # Within.
 
-    def _connected(self, device: Device, at: int, length: int | None, options: dict[str, Any]) -> Region:
-        connect = getattr(device, "connect", None)
-        if connect is not None:
-            connect(self.pc)
-        return self.machine.mmio.attach(device, at, length, **options)
+    def _attach(self, bus: Bus, device: Device, at: int, length: int | None, options: dict[str, Any]) -> Given:
+        given = given_to(
+            self.machine, lambda: self.pc.pins, lambda: attach_told(self.pc, bus, device, at, length, options)
+        )
+        self.faults.attached(given)
+        self.regions.append(given.region)
+        for pin, _ in given.lines:
+            self.history.listen(pin, pin.name)
+        return given
 
     def _plug(self, slot: hotplug.Slot) -> None:
         """Have Linux find the device in `slot`: again, or by a table of its own."""

@@ -19,18 +19,52 @@ if TYPE_CHECKING:
 
 Report = Callable[[], str]
 
+_ENGINES: Final = ("none", "unicorn", "kvm", "auto")
 _REPORTS: Final = pytest.StashKey[list[tuple[str, Report]]]()
 """What is shown of a test that fails: by title, the text, made when it is asked for."""
 _GUEST: Final = pytest.StashKey["Guest"]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the mark known."""
+    config.addinivalue_line(
+        "markers",
+        "iobus_engine(*names): the test runs on each of these engines, of none (no CPU), unicorn, kvm and auto",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each engine that the mark names."""
+    mark = metafunc.definition.get_closest_marker("iobus_engine")
+    if mark is not None and "_iobus_engine" in metafunc.fixturenames:
+        for name in mark.args:
+            if name not in _ENGINES:
+                raise pytest.UsageError(f"iobus_engine({name!r}) of {metafunc.definition.nodeid}: use {_ENGINES}")
+        metafunc.parametrize("_iobus_engine", mark.args, indirect=True)
+
+
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A machine for tests of devices: without a CPU, its clock stepped by the test (`iobus.machine.Machine`)."""
+def _iobus_engine(request: pytest.FixtureRequest) -> str:
+    """The engine that the test's mark names; empty without one."""
+    return getattr(request, "param", "")
+
+
+@pytest.fixture
+def machine(_iobus_engine: str) -> Iterator[Machine]:
+    """A machine for tests of devices, by default without a CPU; the test steps its clock (`iobus.machine.Machine`)."""
     from iobus.clock import SteppedClock
     from iobus.machine import Machine
 
-    with Machine(clock=SteppedClock()) as made:
+    engine = None
+    if _iobus_engine not in ("", "none"):
+        from iobus.engines import choose
+        from iobus.exits import EngineError
+
+        try:
+            engine = choose.make(_iobus_engine)
+        except EngineError as exc:
+            pytest.skip(f"no engine {_iobus_engine}: {exc}")
+    with Machine(engine, clock=SteppedClock()) as made:
         yield made
 
 
@@ -55,13 +89,18 @@ def _iobus_guests() -> Iterator[Guests]:
 
 
 @pytest.fixture
-def guest(_iobus_guests: Guests, request: pytest.FixtureRequest) -> Iterator[Guest]:
+def guest(_iobus_guests: Guests, _iobus_engine: str, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """A booted Linux with a shell, as it was after its boot (`iobus.testing.Guest`)."""
     from iobus.boot.debian import GuestUnavailableError
+    from iobus.engines import choose
+    from iobus.exits import EngineError
 
+    engine = _iobus_engine or "auto"
+    if why := choose.why_no_guest(engine):
+        pytest.skip(f"no guest on the engine {engine}: {why}")
     try:
-        made = _iobus_guests.enter("auto", request.node.nodeid)
-    except GuestUnavailableError as exc:
+        made = _iobus_guests.enter(engine, request.node.nodeid)
+    except (GuestUnavailableError, EngineError) as exc:
         pytest.skip(f"no guest: {exc}")
     _report(request, "the last accesses", made.history.report)
     _report(request, "the guest's console", lambda: made.log.strip())
