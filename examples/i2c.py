@@ -1,7 +1,7 @@
 """An example device that hosts others: an I2C controller, and a thermometer on its bus.
 
 A target of I2C has an address of 7 bits, and most have registers of a byte that are numbered by a byte. So the child
-bus is a `Bus` of 15 bits, on which a target claims 256 addresses: who answers, and that nobody does, is the bus's to say.
+bus is a `Bus` of 15 bits, on which a target claims 256 addresses: who answers, and that nobody does, is the bus's.
 """
 
 from iobus.bus import Bus, Device

@@ -117,7 +117,7 @@ def test_what_nobody_claims(bus: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "message"),
-    [(8, "KeyError"), (16, "no answer after 0.2 s, at test_engines.py"), (24, "read returned 0x1"), (32, "'text'")],
+    [(8, "KeyError"), (16, "no answer after 0.2 s, at test_resident.py"), (24, "read returned 0x1"), (32, "'text'")],
 )
 def test_a_device_that_fails(bus: Bench, offset: int, message: str) -> None:
     """It raises, loops, returns too large a value, or none: an error that names it each, and the machine goes on."""
