@@ -69,6 +69,7 @@ class PcGuest(rig.Guest):
         engine = self.engine()
         clock = SteppedClock() if stepped and engine.irqchip is None else None  # the kernel's chips follow its own
         self.pc = pc = Pc(engine, memory=rig.RAM, cpus=cpus, clock=clock)
+        assert rig.way != "native" or getattr(engine, "fallback_reason", None) is None
         self.machine, self.vcpu, self.memory = pc.machine, pc.machine.vcpus[0], pc.machine.memory
         lines = LineSwitches([pc.gsi(number) for number in range(len(pc.pins))])
         finish = DebugExitPort(lambda code: pc.machine.stop(DebugExit(code)))

@@ -8,6 +8,8 @@ import pytest
 import rig
 from kvm_rig import needs_hardware
 from test_pc_apic import *  # noqa: F403
+from test_pc_events import *  # noqa: F403
+from test_pc_ioapic import *  # noqa: F403
 
 pytestmark = [needs_hardware, pytest.mark.usefixtures("way")]
 

@@ -51,6 +51,9 @@ _EXT_ECX: Final = _bits(0, 5, 8)
 _EXT_EDX: Final = _bits(11, 20, 26, 27, 29)
 """SYSCALL NX PDPE1GB RDTSCP LM."""
 
+CR4_OFFERED: Final = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 20, 21)
+"""The bits of CR4 that go with these: VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT FSGSBASE SMEP SMAP."""
+
 
 class Cpuid:
     """The table of one vCPU. What lives behind an MSR is offered only where MSRs are trapped."""

@@ -37,6 +37,7 @@ _CONSTANT: Final = {
     0x17: 0,  # IA32_PLATFORM_ID
     _MCG_CAP: _BANKS,
     0x10A: _ARCH_CAPABILITIES,
+    0x179: 0,  # IA32_MCG_CAP: no banks of machine-check errors
     _MTRR_CAP: 0x508,  # 8 variable ranges, fixed ranges, write-combining
     0xCE: 0,  # MSR_PLATFORM_INFO
 }
@@ -45,6 +46,7 @@ POWER_ON: Final = {
     0x48: 0,  # IA32_SPEC_CTRL
     0x49: 0,  # IA32_PRED_CMD
     0x8B: 0,  # IA32_BIOS_SIGN_ID: no microcode update loaded
+    0x17A: 0,  # IA32_MCG_STATUS
     0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
     0x1D9: 0,  # IA32_DEBUGCTL
     0x140: 0,  # MISC_FEATURE_ENABLES
@@ -58,7 +60,7 @@ POWER_ON: Final = {
 """What the MSRs that software can write hold after power-on."""
 _MEMORY_TYPES = frozenset((0, 1, 4, 5, 6))
 
-# Kept by the library and never trapped.
+# Kept by the library, and read without a trap.
 _EFER, _FS_BASE, _GS_BASE = 0xC0000080, 0xC0000100, 0xC0000101
 CLEARED: Final = (
     0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # STAR, LSTAR, CSTAR, FMASK
@@ -67,6 +69,8 @@ CLEARED: Final = (
 )  # fmt: skip
 """Those that are not among a CPU's `Registers`: 0 after power-on."""
 UNTRAPPED: Final = (_EFER, _FS_BASE, _GS_BASE, *CLEARED)
+ADDRESSES: Final = frozenset((_FS_BASE, _GS_BASE, 0xC0000082, 0xC0000083, 0xC0000102, 0x175, 0x176))
+"""Of these, those that hold linear addresses: a write is trapped, for it faults where that is not canonical."""
 
 
 class Msrs:

@@ -19,21 +19,22 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from iobus.cpu_registers import RFLAGS_IF, RFLAGS_TF
+from iobus.cpu_registers import EFER_LMA, RFLAGS_IF, RFLAGS_TF
 from iobus.engines.unicorn import internals as at
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn import syscalls
 from iobus.engines.unicorn.cpu import UnicornCpu
+from iobus.engines.unicorn.cpuid import CR4_OFFERED
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.deliver import Event, TripleFault, deliver
-from iobus.engines.unicorn.msrs import Msrs
+from iobus.engines.unicorn.msrs import ADDRESSES, Msrs
 from iobus.engines.unicorn.native_instance import REQUEST_NMI, REQUEST_VIRQ, NativeInstance
 from iobus.engines.unicorn.tsc import GuestTsc
 from iobus.exits import EngineError, ShutdownExit
 from iobus.vcpu import VCPU
 
 # SVM exit codes (APM vol. 2, appendix C), as the interrupt hook brings them.
-_READ_CR8, _WRITE_CR8 = 0x108, 0x118
+_READ_CR8, _WRITE_CR4, _WRITE_CR8 = 0x108, 0x114, 0x118
 _SMI, _VINTR, _PAUSE, _HLT, _INVLPGA, _MSR, _SHUTDOWN = 0x162, 0x164, 0x177, 0x178, 0x17A, 0x17C, 0x17F
 _UNDEFINED: Final = (*range(0x180, 0x187), _INVLPGA, 0x18A, 0x18B, 0x18C)
 """VMRUN and its kin, MONITOR and MWAIT: CPUID does not offer them, so they are #UD."""
@@ -47,6 +48,7 @@ _AN_INSTRUCTION: Final = 20e-6  # seconds, in which one is done by far
 
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _REG_DR6, _DR6_BS = 72, 1 << 14
+_HF_CS64, _CR4_PAE = 1 << 15, 1 << 5
 
 
 class NativeCpu(UnicornCpu):
@@ -144,6 +146,8 @@ class NativeCpu(UnicornCpu):
                 return self._on_cr8()
             if code == _HLT:
                 return self._on_hlt()
+            if code == _WRITE_CR4:
+                return self._on_cr4()
             if code == _PAUSE:
                 return self._on_pause()
             if code == _SHUTDOWN:
@@ -261,6 +265,11 @@ class NativeCpu(UnicornCpu):
         return self._msrs.read(index)
 
     def _write_msr(self, index: int, value: int) -> bool:
+        if index in ADDRESSES:
+            if value + (1 << 47) & _MASK64 >= 1 << 48:
+                return False
+            self.instance.write_msr(index, value)
+            return True
         controller = self.vcpu.controller
         if controller is not None:
             with self.machine.lock:
@@ -284,6 +293,19 @@ class NativeCpu(UnicornCpu):
                     return self._fault(_GP, 0)
                 if controller is not None:
                     controller.write_cr8(value)
+        return self._skip(prefixes + 3)
+
+    def _on_cr4(self) -> int:
+        """MOV to CR4: a bit that CPUID does not offer faults, and so does clearing PAE in long mode."""
+        code, prefixes = self._instruction()
+        rex = code[prefixes - 1] if prefixes and code[prefixes - 1] & 0xF0 == 0x40 else 0
+        live = self._live
+        value = live.u64[code[prefixes + 2] & 7 | (rex & 1) << 3]
+        if not live.u32[at.HFLAGS >> 2] & _HF_CS64:
+            value &= 0xFFFFFFFF
+        if value & ~CR4_OFFERED or (live.u64[at.EFER >> 3] & EFER_LMA and not value & _CR4_PAE):
+            return self._fault(_GP, 0)
+        self.instance.update_cr4(self.instance.env, value)
         return self._skip(prefixes + 3)
 
     def _instruction(self) -> tuple[bytes, int]:

@@ -19,7 +19,7 @@ from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.cpustate import CpuState
 from iobus.engines.unicorn.instance import Instance
 from iobus.engines.unicorn.library import Library
-from iobus.engines.unicorn.msrs import UNTRAPPED
+from iobus.engines.unicorn.msrs import ADDRESSES, UNTRAPPED
 from iobus.engines.unicorn.stubs import Stubs, Table
 from iobus.engines.unicorn.tsc import HostTsc
 from iobus.machine import Machine
@@ -36,6 +36,13 @@ _VMCB: Final = 1 << 45
 """Above the guest's physical address width: no page table entry of the guest can name it."""
 _VMCB_MSRPM_BASE: Final = 0x48
 _MSRPM: Final = 0x1000
+
+
+def _permission(msr: int) -> tuple[int, int]:
+    """Where an MSR's two bits are in the permission map: the byte, the lower bit (reads; writes is the next)."""
+    bit = (msr if msr < 0x2000 else msr - 0xC0000000 + 0x2000) * 2
+    return bit // 8, bit % 8
+
 
 _DR7_ENABLED: Final = 0xFF
 _BREAKPOINTS: Final = 32
@@ -62,6 +69,7 @@ class NativeInstance(Instance):
         ctypes.c_ubyte.from_address(self.uc + offsets.no_exit_request).value = 1
         self.read_eflags = library.function("helper_read_eflags_x86_64", ctypes.c_uint64, ctypes.c_void_p)
         self._flush = library.function("tlb_flush_x86_64", None, ctypes.c_void_p)
+        self.update_cr4: Final = library.function("cpu_x86_update_cr4_x86_64", None, ctypes.c_void_p, ctypes.c_uint32)
         self._arm = library.function("cpu_x86_update_dr7_x86_64", None, ctypes.c_void_p, ctypes.c_uint32)
         self._ram_address = library.function(
             "qemu_ram_addr_from_host_x86_64", ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p
@@ -89,15 +97,16 @@ class NativeInstance(Instance):
         page[_VMCB_MSRPM_BASE : _VMCB_MSRPM_BASE + 8] = (_VMCB + _MSRPM).to_bytes(8, "little")
         permissions = bytearray(b"\xff" * 0x3000)
         for msr in UNTRAPPED:
-            bit = (msr if msr < 0x2000 else msr - 0xC0000000 + 0x2000) * 2
-            permissions[bit // 8] &= ~(3 << bit % 8)
+            byte, shift = _permission(msr)
+            permissions[byte] &= ~((1 if msr in ADDRESSES else 3) << shift)
         page[_MSRPM:] = bytes(permissions)
-        self._vmcb = page  # the library holds only its address
+        self._vmcb: Final = page  # the library holds only its address
         library.map_ram(self.uc, _VMCB, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
         u64[offsets.vm_vmcb >> 3] = _VMCB
         u64[offsets.intercept >> 3] = intercepts
         for offset in (offsets.intercept_cr_read, offsets.intercept_cr_write):
             ctypes.c_uint16.from_address(env + offset).value = 1 << 8
+        ctypes.c_uint16.from_address(env + offsets.intercept_cr_write).value |= 1 << 4
         u32[at.HFLAGS >> 2] |= at.HF_GUEST
         u32[at.HFLAGS2 >> 2] = at.HF2_GIF
         u32[offsets.old_exception >> 2] = 0xFFFFFFFF
@@ -151,6 +160,17 @@ class NativeInstance(Instance):
             self.current.on_sysenter()
         except BaseException as exc:
             self.current.fail(exc)
+
+    def write_msr(self, index: int, value: int) -> None:
+        """Write an MSR of `ADDRESSES`, past its trap."""
+        byte, shift = _permission(index)
+        byte += _MSRPM
+        before = self._vmcb[byte]
+        self._vmcb[byte] = before & ~(2 << shift)
+        try:
+            self.library.write_msr(self.uc, index, value)
+        finally:
+            self._vmcb[byte] = before
 
     # vCPUs.
 

@@ -76,6 +76,14 @@ _PROGRAM: Final = {
         c6 04 25 81 62 20 00 02 ; mov byte ptr [0x206281], 2: the same code through a second mapping
         e8 fd 01 00 00          ; call 0x6280
         e7 18                   ; out 0x18, eax
+        b9 82 00 00 c0          ; mov ecx, 0xc0000082 (LSTAR)
+        ba 00 00 00 80          ; mov edx, 0x80000000
+        0f 30                   ; wrmsr of what is not canonical, which faults
+        0f 20 e0                ; mov rax, cr4
+        83 c8 04                ; or eax, 4 (TSD)
+        0f 22 e0                ; mov cr4, rax
+        0f 20 e0                ; mov rax, cr4
+        e7 19                   ; out 0x19, eax
         f4                      ; hlt
     """,
     _CODE + 0x200: """
@@ -128,6 +136,7 @@ _EXPECTED: Final[list[tuple[object, ...]]] = [
     ("rdmsr", 0x1B), ("out", 0x16, _MSR_VALUE), ("out", 0x17, _MSR_VALUE),
     ("out", 6, 0x606D),
     ("out", 0x18, 0x6001), ("out", 0x18, 0x6002),
+    ("out", 0x1D, 0), ("out", 0x19, 0x624),
     (HltExit(),),
 ]  # fmt: skip
 
