@@ -466,3 +466,17 @@ def test_each_change_of_an_entry_is_told_before_its_message() -> None:
     told.clear()
     board.ioapic.reset()
     assert told == [(pin, None) for pin in range(24)]
+
+
+def test_a_masked_entry_is_told_of_until_its_eoi() -> None:
+    """Who passes EOIs on by what is routed must know of an interrupt under way, though its handler masks the entry."""
+    board = Board()
+    told: list[tuple[int, Message | None]] = []
+    board.apic_bus.route = lambda pin, message: told.append((pin, message))  # type: ignore[method-assign]
+    board.route(14, LEVEL | 0x77)
+    board.ioapic.set_pin(14, True)
+    board.lapic.acknowledge()
+    board.route(14, MASKED | LEVEL | 0x77)
+    assert told[-1] == (14, Message(0, False, DeliveryMode.FIXED, 0x77, True))
+    board.put(r.EOI, 0)
+    assert told[-1] == (14, None)

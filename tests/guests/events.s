@@ -214,8 +214,8 @@ _no_tf: push    rax
         eoi
         iretq
 
-# Breakpoints: on an instruction, once (RF lets it go on); on a port, behind the access.
-breakpoints:
+# A breakpoint on an instruction: once, for RF lets it go on. And one on a port, behind the access.
+breakpoint:
         handle  1, _break
         lea     r12, [rip + _broken]
         lea     rax, [rip + _broken]
@@ -230,8 +230,12 @@ breakpoints:
         nop
 _broken:
         nop                             # at 0
-        out     0x80, al                # 1
-        nop                             # 3
+        nop
+        mov     eax, 0x200408
+        mov     dr7, rax
+        logi    1
+        out     0x80, al
+_behind_out:
         xor     eax, eax
         mov     dr7, rax
         end
@@ -252,10 +256,13 @@ _watched:
         mov     dr7, rax
         end
 _break: push    rax
+        lea     rax, [rip + _behind_out]
+        cmp     [rsp + 8], rax
+        je      1f
         mov     rax, [rsp + 8]
         sub     rax, r12
         log     eax
-        mov     rax, dr6
+1:        mov     rax, dr6
         and     eax, 0x400f
         log     eax
         xor     eax, eax

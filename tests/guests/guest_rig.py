@@ -17,6 +17,7 @@ import rig
 
 from iobus.bus import Device
 from iobus.clock import SteppedClock
+from iobus.cpu_registers import Segment
 from iobus.devices.debug_exit import DebugExitPort
 from iobus.devices.test_device import LineSwitches
 from iobus.engines.kvm.engine import KvmEngine
@@ -104,6 +105,33 @@ class PcGuest(rig.Guest):
         """How often each CPU has taken `vector`, by `counting_handler`."""
         cpus = range(len(self.machine.vcpus))
         return [self.memory.load(COUNTS + 0x400 * cpu + 4 * vector, 4) for cpu in cpus]
+
+
+class ProtectedPcGuest(PcGuest, rig.ProtectedGuest):
+    """As `PcGuest`, in 32-bit protected mode."""
+
+
+class RealModePcGuest(PcGuest, rig.RealModeGuest):
+    """As `PcGuest`, in real mode: CS is 0x1000, where the guest is, and the other segments are 0."""
+
+    def start(self) -> None:
+        super().start()
+        self.set(cs=Segment(0x1000, rig.CODE, 0xFFFF, 0x9B))
+
+    def enter(self, entry: str) -> None:
+        self.set(rip=self.image.symbols[entry] - rig.CODE)
+
+
+def run16(name: str, entry: str) -> list[int]:
+    """As `run`, in real mode."""
+    with RealModePcGuest(name, entry) as guest:
+        return guest.run()
+
+
+def run32(name: str, entry: str) -> list[int]:
+    """As `run`, in 32-bit protected mode."""
+    with ProtectedPcGuest(name, entry) as guest:
+        return guest.run()
 
 
 def run(name: str, entry: str, *, cpus: int = 1, stepped: bool = False) -> list[int]:

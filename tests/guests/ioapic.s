@@ -44,6 +44,7 @@ log_78: logging_handler 0x78
 
 # An edge is one interrupt, however long the line stays up.
 edge:
+        call    mask_pics
         handle  0x77, log_77
         route   14, 0x77
         sti
@@ -61,6 +62,7 @@ edge:
 
 # Two that come together: the higher vector first, then the other, before the program goes on.
 simultaneous:
+        call    mask_pics
         handle  0x66, log_66
         handle  0x78, log_78
         route   14, 0x78
@@ -76,6 +78,7 @@ simultaneous:
 
 # Level: Remote IRR from the acceptance to the EOI, the TMR bit.
 level:
+        call    mask_pics
         handle  0x77, lower_77
         route   14, LEVEL | 0x77
         log_remote_irr 14
@@ -109,6 +112,7 @@ lower_77:
 
 # One after the other, each its own; then one that is not served at the first time and comes again.
 retrigger:
+        call    mask_pics
         handle  0x77, lower_77
         handle  0x78, lower_second
         route   14, LEVEL | 0x77
@@ -138,6 +142,7 @@ lower_second:
 
 # Masked, an edge is lost and a level is not.
 masks:
+        call    mask_pics
         handle  0x77, log_77
         handle  0x78, lower_15
         route   14, MASKED | 0x77
@@ -172,6 +177,7 @@ lower_15:
 
 # A handler masks its level-triggered pin and ends; unmasked while still up, it comes again.
 masked_in_handler:
+        call    mask_pics
         handle  0x77, mask_and_end
         route   14, LEVEL | 0x77
         sti
@@ -194,6 +200,7 @@ mask_and_end:
 
 # A handler gives its pin another destination: the EOI still ends the interrupt under way.
 other_destination:
+        call    mask_pics
         handle  0x77, reroute
         route   14, LEVEL | 0x77
         sti
@@ -216,6 +223,7 @@ reroute:
 
 # Held by the task priority it is accepted, and comes when that falls.
 held:
+        call    mask_pics
         handle  0x77, lower_77
         mov     dword ptr [rbx + TPR], 0x70
         route   14, LEVEL | 0x77
@@ -231,6 +239,7 @@ held:
 
 # Broadcasts of EOIs suppressed: Remote IRR stays until the EOI register is written, and then it comes again.
 suppressed:
+        call    mask_pics
         handle  0x77, log_77
         mov     dword ptr [rbx + SVR], 0x11ff
         route   14, LEVEL | 0x77
@@ -253,6 +262,7 @@ suppressed:
 
 # Delivered as an NMI, whatever the trigger mode, the vector and the interrupt flag.
 nmi:
+        call    mask_pics
         handle  2, _on_nmi
         route   14, LEVEL | NMI | 0x77
         line    14, 1
@@ -268,6 +278,7 @@ _on_nmi:
 
 # Destinations among four CPUs. CPU n's count of 0x77 is byte n of what is logged.
 destinations:
+        call    mask_pics
         handle  0x77, count_77
         handle  0x50, set_id
         mov     eax, 0x1000000

@@ -36,10 +36,17 @@ def test_a_single_step_comes_before_an_interrupt() -> None:
     assert run("events", "step_and_interrupt") == [0, 0x300, 0x41, 1, 2, 3, 10, 11]
 
 
+def test_a_breakpoint_on_an_instruction() -> None:
+    """Vol. 3B, 18.3.1.1: a fault on the instruction, and past it with RF."""
+    assert run("events", "breakpoint")[:3] == [0, 1, 1]
+
+
 @pytest.mark.lost("breakpoints on ports")
-def test_breakpoints() -> None:
-    """Vol. 3B, 18.3.1: a fault on the instruction, and past it with RF; a trap behind the OUT."""
-    assert run("events", "breakpoints") == [0, 1, 3, 2]
+def test_a_breakpoint_on_a_port() -> None:
+    """Vol. 3B, 18.3.1.2: a trap behind the OUT, DR6.B1 set."""
+    if rig.way.startswith("kvm"):
+        pytest.skip("KVM makes no such trap for a port that is not its own")
+    assert run("events", "breakpoint")[3:] == [2]
 
 
 def test_a_data_breakpoint() -> None:
@@ -52,6 +59,8 @@ def test_a_data_breakpoint() -> None:
 @pytest.mark.lost("faults of the CPU's MSRs")
 def test_addresses_in_msrs_are_canonical() -> None:
     """Vol. 2, WRMSR: #GP for what is not, the value stays."""
+    if rig.way.startswith("kvm"):
+        pytest.skip("the hardware's, where KVM lets it have them; emulated hardware does not look")
     one = [0x11223344, 0x1234, 13, 0, 0x1234, 0xFFFF8000]
     assert run("events", "canonical") == one * 7
 
@@ -59,4 +68,6 @@ def test_addresses_in_msrs_are_canonical() -> None:
 @pytest.mark.lost("faults of control registers")
 def test_reserved_bits_of_cr4_fault() -> None:
     """Vol. 3A, 2.5: bits that CPUID does not offer, the high half, PAE cleared in long mode."""
+    if rig.way.startswith("kvm"):
+        pytest.skip("the hardware's; emulated hardware lets PAE be cleared")
     assert run("events", "control_registers") == [*[13] * 10, 0]

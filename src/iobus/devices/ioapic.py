@@ -101,6 +101,8 @@ class IoApic(Stateful, Device):
         for number, entry in enumerate(redirection):
             if entry & (REMOTE_IRR | 0xFF) == REMOTE_IRR | vector:
                 redirection[number] = entry & ~REMOTE_IRR
+                if entry & MASKED:
+                    self._tell_route(number)
                 self._serve_level(number)
 
     def reset(self) -> None:
@@ -191,8 +193,10 @@ class IoApic(Stateful, Device):
             self.state.redirection[number] = entry
 
     def _tell_route(self, number: int) -> None:
+        """One that is masked still waits for the EOI of what it has sent."""
         entry = self.state.redirection[number]
-        self._apic_bus.route(number, None if entry & MASKED else _message(entry))
+        silent = entry & MASKED and not entry & REMOTE_IRR
+        self._apic_bus.route(number, None if silent else _message(entry))
 
     def _send(self, entry: int) -> bool:
         message = _message(entry)

@@ -30,8 +30,8 @@ def _bits(*numbers: int) -> int:
     return sum(1 << number for number in numbers)
 
 
-_1_EDX: Final = _bits(0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19, 23, 24, 25, 26, 27)
-"""FPU VME DE PSE TSC MSR PAE CX8 SEP MTRR PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 SS."""
+_1_EDX: Final = _bits(0, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19, 23, 24, 25, 26, 27)
+"""FPU DE PSE TSC MSR PAE CX8 SEP MTRR PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 SS."""
 _APIC: Final = 1 << 9
 _1_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25, 31)
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES HYPERVISOR."""
@@ -51,8 +51,8 @@ _EXT_ECX: Final = _bits(0, 5, 8)
 _EXT_EDX: Final = _bits(11, 20, 26, 27, 29)
 """SYSCALL NX PDPE1GB RDTSCP LM."""
 
-CR4_OFFERED: Final = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 20, 21)
-"""The bits of CR4 that go with these: VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT FSGSBASE SMEP SMAP."""
+CR4_OFFERED: Final = _bits(2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 20, 21)
+"""The bits of CR4 that go with these: TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT FSGSBASE SMEP SMAP."""
 
 
 class Cpuid:

@@ -37,7 +37,6 @@ _CONSTANT: Final = {
     0x17: 0,  # IA32_PLATFORM_ID
     _MCG_CAP: _BANKS,
     0x10A: _ARCH_CAPABILITIES,
-    0x179: 0,  # IA32_MCG_CAP: no banks of machine-check errors
     _MTRR_CAP: 0x508,  # 8 variable ranges, fixed ranges, write-combining
     0xCE: 0,  # MSR_PLATFORM_INFO
 }
@@ -46,7 +45,6 @@ POWER_ON: Final = {
     0x48: 0,  # IA32_SPEC_CTRL
     0x49: 0,  # IA32_PRED_CMD
     0x8B: 0,  # IA32_BIOS_SIGN_ID: no microcode update loaded
-    0x17A: 0,  # IA32_MCG_STATUS
     0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
     0x1D9: 0,  # IA32_DEBUGCTL
     0x140: 0,  # MISC_FEATURE_ENABLES

@@ -100,7 +100,7 @@ class NativeInstance(Instance):
             byte, shift = _permission(msr)
             permissions[byte] &= ~((1 if msr in ADDRESSES else 3) << shift)
         page[_MSRPM:] = bytes(permissions)
-        self._vmcb: Final = page  # the library holds only its address
+        self._vmcb = page  # the library holds only its address
         library.map_ram(self.uc, _VMCB, len(page), ctypes.addressof(ctypes.c_char.from_buffer(page)))
         u64[offsets.vm_vmcb >> 3] = _VMCB
         u64[offsets.intercept >> 3] = intercepts
