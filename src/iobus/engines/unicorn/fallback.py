@@ -43,7 +43,8 @@ length, differ: a loop that always fits into them could slip through for ever.
 
 LOST: Final = (
     "Without them the guest runs several times slower; the interrupt controller's MSRs (IA32_APIC_BASE, x2APIC, "
-    "the TSC deadline) and CR8 do nothing, no access to another MSR nor a bit of CR4 faults, and MSRs that do not exist read 0; "
+    "the TSC deadline) and CR8 do nothing, no access to another MSR nor a bit of CR4 faults, and MSRs that do not "
+    "exist read 0; "
     f"interrupts, NMIs, stops and code that other threads write come up to {SLICE} instructions late; the guest's "
     "TSC can be neither set nor told; user code may use every port, and no breakpoint on a port traps; CPUID does "
     "not offer SMAP; task gates in the IDT fault."
