@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import boot, dispatch, guest, mmio, registers
+from benchmarks import boot, dispatch, guest, kvm, mmio, registers
 from benchmarks.report import Row, environment, table
 
 BENCHMARKS: Final[dict[str, Callable[[bool], list[Row]]]] = {
     "dispatch": dispatch.run,
     "mmio": mmio.run,
+    "kvm": kvm.run,
     "registers": registers.run,
     "guest": guest.run,
     "boot": boot.run,

@@ -24,9 +24,9 @@ from iobus.exits import HltExit
 from iobus.pc.pc import MINIMUM_MEMORY, Pc
 from iobus.trace import JsonLines, Tracer
 
-_CODE_AT: Final = 0x10000
-_DEVICE_AT: Final = 0xD0000000
-_LENGTH: Final = 0x1000
+CODE_AT: Final = 0x10000
+DEVICE_AT: Final = 0xD0000000
+LENGTH: Final = 0x1000
 
 # EDI: the register's address. ECX: how often.
 READS: Final = bytes.fromhex(
@@ -52,12 +52,12 @@ def run(quick: bool) -> list[Row]:
     device, other = MyDevice(), MyDevice()
     rows: list[Row] = []
     with Pc(UnicornEngine(), memory=MINIMUM_MEMORY).machine as machine:
-        machine.mmio.attach(device, _DEVICE_AT, _LENGTH)
+        machine.mmio.attach(device, DEVICE_AT, LENGTH)
 
         def on_iobus(code: bytes, count: int) -> int:
-            machine.memory.write(_CODE_AT, code)
+            machine.memory.write(CODE_AT, code)
             vcpu = machine.vcpus[0]
-            vcpu.registers = _registers(count)
+            vcpu.registers = registers(count)
             start = perf_counter_ns()
             exit = machine.run()
             elapsed = perf_counter_ns() - start
@@ -67,10 +67,10 @@ def run(quick: bool) -> list[Row]:
 
         on_binding = _official_binding(other)
         for name, code in (("MMIO read from a guest", READS), ("MMIO write from a guest", WRITES)):
-            iobus, peer = _best((on_iobus, on_binding), code, accesses, rounds)
+            iobus, peer = best((on_iobus, on_binding), code, accesses, rounds)
             rows.append(Row("mmio", name, "ns", "unicorn mmio_map", iobus, peer, goal=1.0))
         with Path(os.devnull).open("w") as nowhere, Tracer(machine, JsonLines(nowhere)):
-            traced = _best((on_iobus,), READS, accesses, rounds)[0]
+            traced = best((on_iobus,), READS, accesses, rounds)[0]
         rows.append(Row("mmio", "MMIO read, traced as JSON lines", "ns", "untraced", traced, rows[0].iobus))
     # The last write of each loop has ECX = 1: both sides made every access.
     if (device.scratch, other.scratch) != (1, 1):
@@ -78,7 +78,7 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def _best(guests: tuple[Guest, ...], code: bytes, accesses: int, rounds: int) -> list[float]:
+def best(guests: tuple[Guest, ...], code: bytes, accesses: int, rounds: int) -> list[float]:
     """ns per access of each, the best of rounds in turn."""
     for guest in guests:  # translate the loop first
         guest(code, 100)
@@ -89,10 +89,10 @@ def _best(guests: tuple[Guest, ...], code: bytes, accesses: int, rounds: int) ->
     return best
 
 
-def _registers(count: int) -> Registers:
+def registers(count: int) -> Registers:
     data = Segment(0x10, 0, 0xFFFFFFFF, 0xC093)
     return Registers(
-        rip=_CODE_AT, rdi=_DEVICE_AT + SCRATCH, rcx=count, cr0=0x11,
+        rip=CODE_AT, rdi=DEVICE_AT + SCRATCH, rcx=count, cr0=0x11,
         cs=Segment(0x8, 0, 0xFFFFFFFF, 0xC09B), ds=data, es=data, ss=data,
     )  # fmt: skip
 
@@ -107,15 +107,15 @@ def _official_binding(device: MyDevice) -> Guest:
     binding: Any = unicorn  # it has no types
     uc = binding.Uc(binding.UC_ARCH_X86, binding.UC_MODE_32)
     uc.mem_map(0, 0xA0000)
-    uc.mmio_map(_DEVICE_AT, _LENGTH, read, None, write, None)
+    uc.mmio_map(DEVICE_AT, LENGTH, read, None, write, None)
 
     def guest(code: bytes, count: int) -> int:
-        uc.mem_write(_CODE_AT, code)
-        uc.ctl_remove_cache(_CODE_AT, _CODE_AT + len(code))
-        uc.reg_write(x86_const.UC_X86_REG_EDI, _DEVICE_AT + SCRATCH)
+        uc.mem_write(CODE_AT, code)
+        uc.ctl_remove_cache(CODE_AT, CODE_AT + len(code))
+        uc.reg_write(x86_const.UC_X86_REG_EDI, DEVICE_AT + SCRATCH)
         uc.reg_write(x86_const.UC_X86_REG_ECX, count)
         start = perf_counter_ns()
-        uc.emu_start(_CODE_AT, _CODE_AT + len(code))
+        uc.emu_start(CODE_AT, CODE_AT + len(code))
         elapsed = perf_counter_ns() - start
         if uc.reg_read(x86_const.UC_X86_REG_ECX):
             raise RuntimeError("the loop on the official binding did not reach its end")

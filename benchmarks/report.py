@@ -68,7 +68,7 @@ def table(rows: Iterable[Row]) -> str:
             _value(row.iobus, row.unit),
             f"{_value(row.peer, row.unit)} {row.peer_name}",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            "-" if row.goal is None else f"{row.goal:.1f}",
+            "-" if row.goal is None else f"{row.goal:.2f}",
         ))  # fmt: skip
         if row.note:
             lines.append((f"  ({row.note})", "", "", "", ""))

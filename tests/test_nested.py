@@ -4,6 +4,7 @@ Each test inside is a subtest here: a failure shows the test's own output, and a
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,13 @@ from iobus.boot.debian import GuestUnavailableError
 INSIDE = {
     "tests/nested/inside/kvm_smoke.py": 120,
     "tests/kvm": 900,
+    "tests/engines -k 'not unicorn'": 300,
     "tests/nested/inside/linux_boot.py": 600,
 }
-"""What runs inside, and its limit in seconds: some ten times what it takes on a quiet machine."""
+"""What runs inside, as arguments of pytest with a path first, and its limit in seconds.
+
+The limit is some ten times what it takes on a quiet machine.
+"""
 
 MAKING = 240
 """Seconds beside a limit, to fetch the kernel and to make the image."""
@@ -57,15 +62,16 @@ def retell(outcome: Outcome, subtests: pytest.Subtests) -> None:
 @pytest.mark.parametrize(
     ("what", "seconds"),
     [
-        pytest.param(what, seconds, id=Path(what).stem, marks=pytest.mark.timeout(seconds + MAKING))
+        pytest.param(what, seconds, id=Path(what.split()[0]).stem, marks=pytest.mark.timeout(seconds + MAKING))
         for what, seconds in INSIDE.items()
     ],
 )
 def test_inside(what: str, seconds: int, rig: None, subtests: pytest.Subtests) -> None:
     """What passes where /dev/kvm is hardware's passes in the nested guest."""
-    if not (PROJECT / what).exists():
-        pytest.skip(f"there is no {what} in this tree")
-    retell(run(["pytest", what], seconds=seconds), subtests)
+    arguments = shlex.split(what)
+    if not (PROJECT / arguments[0]).exists():
+        pytest.skip(f"there is no {arguments[0]} in this tree")
+    retell(run(["pytest", *arguments], seconds=seconds), subtests)
 
 
 TESTS = '''

@@ -297,6 +297,45 @@ def test_long_strings_lose_no_element() -> None:
         assert (r.rcx, r.rdi) == (0, DATA + 5000)
 
 
+def test_a_string_ends_where_a_page_does() -> None:
+    """REP STOSB over a device and REP INSB over RAM that end at a page that is not there: #PF with the counts exact.
+
+    What lies before the page is done, an element at a time, and nothing behind it.
+    """
+    program = code64("""
+        48 89 de        ; mov rsi, rbx
+        bf f0 0f 00 40  ; mov edi, 0x40000ff0
+        b0 77           ; mov al, 0x77
+        b9 30 00 00 00  ; mov ecx, 0x30
+        f3 aa           ; rep stosb
+        f4              ; hlt
+        ba 60 00 00 00  ; next: mov edx, 0x60
+        bf fc 2f 00 40  ; mov edi, 0x40002ffc
+        b9 08 00 00 00  ; mov ecx, 8
+        f3 6c           ; rep insb
+        f4              ; hlt
+    """)
+    handler = code64("""
+        41 0f 20 d0  ; mov r8, cr2
+        f4           ; hlt
+    """)
+    with Guest(program) as guest:
+        device, port = Recorder(), Recorder(0x5A)
+        guest.machine.mmio.attach(device, MMIO, 0x2000)
+        guest.machine.pio.attach(port, 0x60, 1)
+        guest.map(0, MMIO)
+        guest.map(2, DATA)
+        guest.gate(14, handler, CODE + 0x1000)
+        r = guest.finish()
+        assert (r.rcx, r.rdi, r.r8) == (0x20, WINDOW + 0x1000, WINDOW + 0x1000)
+        assert device.calls == [(at, 1, 0x77) for at in range(0xFF0, 0x1000)]
+        guest.set(rip=CODE + program.index(b"\xba"))
+        r = guest.finish()
+        assert (r.rcx, r.rdi, r.r8) == (4, WINDOW + 0x3000, WINDOW + 0x3000)
+        assert guest.memory.read(DATA + 0xFFC, 4) == b"\x5a" * 4
+        assert 4 <= len(port.calls) <= 8, "the kernel reads ahead, before it finds the place missing"
+
+
 def test_string_moves_between_ram_and_devices() -> None:
     """REP MOVSD from a device to RAM, then MOVSB from device to device: read, then write, for each element."""
     program = code64("""
