@@ -456,7 +456,7 @@ def test_timers_fire_by_themselves_once_the_machine_has_started() -> None:
         owned: list[bool] = []
 
         def fire() -> None:
-            owned.append(machine.lock._is_owned())  # type: ignore[attr-defined]
+            owned.append(machine.lock.held())
             fired.set()
 
         timer = machine.clock.timer(fire)

@@ -95,7 +95,7 @@ def test_an_observer_is_called_after_the_device_with_the_lock_held() -> None:
     calls: list[tuple[int, bool]] = []
 
     def observe(access: Access) -> None:
-        calls.append((len(device.calls), machine.lock._is_owned()))  # type: ignore[attr-defined]
+        calls.append((len(device.calls), machine.lock.held()))
         assert access.taken >= 0
 
     path.observe(observe)

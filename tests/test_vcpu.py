@@ -121,7 +121,7 @@ def test_the_machine_lock_is_held_while_a_device_is_asked() -> None:
 
     class Checks(Device):
         def look(self) -> int:
-            held.append(machine.lock._is_owned())  # type: ignore[attr-defined]
+            held.append(machine.lock.held())
             return 0
 
         def read(self, offset: int, size: int) -> int:
@@ -141,7 +141,7 @@ def test_the_machine_lock_is_held_while_a_device_is_asked() -> None:
     vcpu.pio_path.read(0, 1)
     vcpu.pio_path.write(0, 1, 0)
     assert held == [True] * 10
-    assert not machine.lock._is_owned()  # type: ignore[attr-defined]
+    assert not machine.lock.held()
 
 
 def test_a_device_error_leaves_the_machine_whole() -> None:
@@ -160,7 +160,7 @@ def test_a_device_error_leaves_the_machine_whole() -> None:
         ) as caught:
             access()
         assert caught.value.device is device
-        assert not machine.lock._is_owned()  # type: ignore[attr-defined]
+        assert not machine.lock.held()
         assert vcpu.mmio_path.read(0x100000, 4) == vcpu.load(0x100000, 4) == 5
 
 

@@ -29,7 +29,8 @@ from iobus.widths import SIZES as SIZES
 from iobus.widths import Endian, Read, Write, adapter
 from iobus.widths import Value as Value
 
-UNKNOWN: Final[Any] = object()
+MOST: Final = tuple((1 << 8 * size) - 1 for size in range(max(SIZES) + 1))
+"""By size in bytes, the most a value can be."""
 HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
 
 
@@ -115,8 +116,10 @@ class Claim(NamedTuple):
     asked: Callable[[int, int], bool] | None
 
 
-Hits = dict[int, tuple[Callable[..., Any], int, Any]]
-"""By address: what to call, the offset to give it, and the `Claim` it is of (None: nobody's)."""
+Hit = tuple[Callable[..., Any], int, Any]
+"""What to call, the offset to give it, and the `Claim` it is of (None: nobody's)."""
+Hits = dict[int, Hit]
+"""By address, the answer of an earlier lookup."""
 
 
 class Region:
@@ -391,20 +394,21 @@ class Bus:
 
         Raises `DeviceError` when a device does, `ValueError` for another size.
         """
-        claim = UNKNOWN
+        hit = None
         try:
-            read, offset, claim = self._reads[size][address]
-            value = read(offset, size)
+            # Not unpacked: a claim that is not looked at need not be fetched into the cache.
+            hit = self._reads[size][address]
+            value = hit[0](hit[1], size)
+            if type(value) is int and 0 <= value <= MOST[size]:
+                return value
         except Exception as exc:
-            if claim is not UNKNOWN:
-                raise device_error(claim, address, size, None, exc) from exc
-        if claim is UNKNOWN:  # not inside the except: a device's exception would show the KeyError
+            if hit is not None:
+                raise device_error(hit[2], address, size, None, exc) from exc
+        if hit is None:  # not inside the except: a device's exception would show the KeyError
             return self.search(address, size, None, None)  # type: ignore[no-any-return]
-        if type(value) is int and not value >> (size << 3):
-            return value
         if value is not NotImplemented:
-            return checked(claim, address, size, value)
-        return value if claim is None else self.search(address, size, None, claim)
+            return checked(hit[2], address, size, value)
+        return value if hit[2] is None else self.search(address, size, None, hit[2])
 
     def write(self, address: int, size: int, value: int) -> object:
         """Write `size` bytes at `address`; return `NotImplemented` when no device claims it.
@@ -414,17 +418,17 @@ class Bus:
         """
         if value >> (size << 3):
             raise ValueError(f"value {value:#x} does not fit in {size} bytes")
-        claim = UNKNOWN
+        hit = None
         try:
-            write, offset, claim = self._writes[size][address]
-            result = write(offset, size, value)
+            hit = self._writes[size][address]
+            result = hit[0](hit[1], size, value)
         except Exception as exc:
-            if claim is not UNKNOWN:
-                raise device_error(claim, address, size, value, exc) from exc
-        if claim is UNKNOWN:
+            if hit is not None:
+                raise device_error(hit[2], address, size, value, exc) from exc
+        if hit is None:
             return self.search(address, size, value, None)
         if result is NotImplemented:
-            return result if claim is None else self.search(address, size, value, claim)
+            return result if hit[2] is None else self.search(address, size, value, hit[2])
         return None
 
     def find(self, address: int, size: int = 1) -> Region | None:
@@ -439,8 +443,8 @@ class Bus:
         """
         return self.search(address, size, value, None, before)
 
-    def remembered(self, address: int, size: int, is_write: bool) -> tuple[Callable[..., Any], int, Any] | None:
-        """Return what is remembered of an access: what to call, with which offset, and of which claim; or None."""
+    def remembered(self, address: int, size: int, is_write: bool) -> Hit | None:
+        """Return what is remembered of an access, or None."""
         return (self._writes if is_write else self._reads)[size].get(address)
 
     def is_contested(self, base: int, length: int, region: Region | None = None) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from iobus.bus import Bus, IobusError, Region, checked, device_error
+from iobus.lock import Lock
 from iobus.memory import Memory
 
 LIMIT: Final = 1 << 26
@@ -36,11 +37,11 @@ class Dma:
     `LIMIT` bytes, so a device checks the lengths that a guest gives it.
     """
 
-    def __init__(self, device: object, memory: Memory, bus: Bus, lock: threading.RLock, masters: Masters) -> None:
+    def __init__(self, device: object, memory: Memory, bus: Bus, lock: Lock, masters: Masters) -> None:
         self._device: Final = whole(device)
         self._memory: Final = memory
         self._bus: Final = bus
-        self._lock: Final[Any] = lock
+        self._lock: Final = lock
         self._masters: Final = masters
 
     def read(self, gpa: int, length: int) -> bytes:

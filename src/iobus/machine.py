@@ -20,6 +20,7 @@ from iobus.dma import ReentrancyError as ReentrancyError
 from iobus.doorbell import Event
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.irq import Irqchip
+from iobus.lock import Lock
 from iobus.memory import Memory
 from iobus.smp import Gang
 from iobus.vcpu import VCPU, Executor
@@ -71,7 +72,7 @@ class Machine:
     def __init__(self, engine: Engine | None = None, *, cpus: int = 1, clock: Clock | None = None) -> None:
         if cpus < 1:
             raise ValueError(f"a machine has at least 1 vCPU, not {cpus}")
-        self.lock = threading.RLock()
+        self.lock = Lock()
         self.memory = Memory()
         self.mmio = Bus(name="mmio")
         self.pio = Bus(0x10000, name="pio")

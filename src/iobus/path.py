@@ -6,14 +6,13 @@ been made before, to registrations that have not changed since, is one look-up f
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
-from iobus.bus import HITS_LIMIT, UNKNOWN, Bus, Claim, Hits, Region, checked, device_error
-from iobus.widths import SIZES
+from iobus.bus import HITS_LIMIT, MOST, Bus, Claim, Hits, Region, checked, device_error
+from iobus.lock import Lock
 
 Unclaimed = Callable[[int, int, int | None], int]
 """Completes `(address, size, value written or None)` that no device claims; gives the value of a read."""
@@ -60,18 +59,16 @@ class AccessPath:
     `lock` is held while a device is called, and not while `unclaimed` is.
     """
 
-    def __init__(self, own: Bus, shared: Bus, lock: threading.RLock, unclaimed: Unclaimed) -> None:
+    def __init__(self, own: Bus, shared: Bus, lock: Lock, unclaimed: Unclaimed) -> None:
         self.own: Final = own
         self.shared: Final = shared
-        self._lock: Final[Any] = lock
+        self._lock: Final = lock
         self._unclaimed = unclaimed
         self._observers: tuple[Observer, ...] = ()
         self.under_way: UnderWay | None = None
         """What a device is being asked now, for who watches how long it takes. Kept only while there are observers."""
         self.on_observe: Callable[[], None] = _nothing
         """Called when `observed` may have changed; an engine that makes accesses otherwise sets it."""
-        # Called one by one: a `with` costs twice as much, and this is the hot path.
-        self.acquire, self.release = self._lock.acquire, self._lock.release
         self._forget()
         own.on_change(self._forget)
         shared.on_change(self._forget)
@@ -97,57 +94,57 @@ class AccessPath:
 
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at `address`, completed on return. Raises `DeviceError`."""
-        claim, value = UNKNOWN, None
-        self.acquire()
+        claim = value = None
+        self._lock.acquire()
         try:
             call, offset, claim = self.reads[size][address]
             value = call(offset, size)
-            if type(value) is int and not value >> (size << 3):
+            if type(value) is int and 0 <= value <= MOST[size]:
                 return value
         except Exception as exc:
-            if claim is not UNKNOWN:
+            if claim is not None:
                 raise device_error(claim, address, size, None, exc) from exc
         finally:
-            self.release()
+            self._lock.release()
         return self.read_on(address, size, claim, value)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write `value`, which fits `size` bytes, at `address`, completed on return. Raises `DeviceError`."""
-        claim, result = UNKNOWN, NotImplemented
-        self.acquire()
+        claim, result = None, NotImplemented
+        self._lock.acquire()
         try:
             call, offset, claim = self.writes[size][address]
             result = call(offset, size, value)
         except Exception as exc:
-            if claim is not UNKNOWN:
+            if claim is not None:
                 raise device_error(claim, address, size, value, exc) from exc
         finally:
-            self.release()
+            self._lock.release()
         if result is NotImplemented:
             self.write_on(address, size, value, claim)
 
-    def read_on(self, address: int, size: int, claim: Any, value: object) -> int:
-        """Finish a read for which no answer is remembered (`claim` UNKNOWN), or whose answer is no value."""
-        if claim is not UNKNOWN and value is not NotImplemented:
+    def read_on(self, address: int, size: int, claim: Claim | None, value: object) -> int:
+        """Finish a read for which no answer is remembered (`claim` None), or whose answer is no value."""
+        if claim is not None and value is not NotImplemented:
             return checked(claim, address, size, value)
         found = self.ask(address, size, None, claim)
         return self._complete(address, size, None) if found is NotImplemented else found
 
-    def write_on(self, address: int, size: int, value: int, claim: Any) -> None:
-        """Finish a write for which no answer is remembered (`claim` UNKNOWN), or that was declined."""
+    def write_on(self, address: int, size: int, value: int, claim: Claim | None) -> None:
+        """Finish a write for which no answer is remembered (`claim` None), or that was declined."""
         if self.ask(address, size, value, claim) is NotImplemented:
             self._complete(address, size, value)
 
-    def ask(self, address: int, size: int, value: int | None, after: Claim | Any = UNKNOWN) -> Any:
+    def ask(self, address: int, size: int, value: int | None, after: Claim | None = None) -> Any:
         """Ask the devices, those behind the decliner `after` where given; `NotImplemented` when none claims."""
         if self._observers:
             return self._ask_observed(address, size, value, after)
         # Before anything is looked up: a change meanwhile abandons this dictionary.
-        hits = (self.reads if value is None else self.writes).get(size)
+        hits = self.reads if value is None else self.writes
         own, shared = self.own, self.shared
         with self._lock:
             first = own
-            if after is not UNKNOWN:
+            if after is not None:
                 first = after.region.bus
                 result = first.search(address, size, value, after)
             elif own.low <= address < own.high:
@@ -156,11 +153,11 @@ class AccessPath:
                 result = NotImplemented
             if result is NotImplemented and first is own:
                 result = shared.read(address, size) if value is None else shared.write(address, size, value)
-        if hits is not None and after is UNKNOWN and result is not NotImplemented:
-            self._remember(hits, address, size, value is not None)
+        if after is None and result is not NotImplemented:
+            self._remember(hits[size], address, size, value is not None)
         return result
 
-    def _ask_observed(self, address: int, size: int, value: int | None, after: Any) -> Any:
+    def _ask_observed(self, address: int, size: int, value: int | None, after: Claim | None) -> Any:
         """As `ask`, the slow way, remembering nothing, so that each access comes here."""
         region: Region | None = None
 
@@ -170,13 +167,13 @@ class AccessPath:
             self.under_way = UnderWay(asked, address, size, value, get_ident(), start)
 
         own = self.own
-        first = own if after is UNKNOWN else after.region.bus
+        first = own if after is None else after.region.bus
         with self._lock:
             start = perf_counter_ns()
             result: Any = NotImplemented
             try:
                 if first is not own or own.low <= address < own.high:
-                    result = first.search(address, size, value, None if after is UNKNOWN else after, before)
+                    result = first.search(address, size, value, after, before)
                 if result is NotImplemented and first is own:
                     result = self.shared.search(address, size, value, None, before)
             finally:
@@ -215,13 +212,13 @@ class AccessPath:
                 return
 
     def _forget(self) -> None:
-        self.reads: dict[int, Hits] = {size: {} for size in SIZES}
-        """By size and address, the remembered answers of both buses, for an engine that looks here itself.
+        self.reads: tuple[Hits, ...] = tuple({} for _ in MOST)
+        """By size and address, which claims of both buses have answered, for an engine that looks here itself.
 
-        What it finds it calls with `acquire` and `release` around, and treats as `read` does. Look here anew for
-        each access: each change of either bus puts other dictionaries in this place.
+        What it finds it calls with the machine's lock held, and treats as `read` does. Look here anew for each
+        access: each change of either bus puts other dictionaries in this place.
         """
-        self.writes: dict[int, Hits] = {size: {} for size in SIZES}
+        self.writes: tuple[Hits, ...] = tuple({} for _ in MOST)
 
 
 def _nothing() -> None: ...

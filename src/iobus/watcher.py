@@ -8,16 +8,17 @@ from __future__ import annotations
 import select
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from iobus.doorbell import Event
+from iobus.lock import Lock
 
 
 class Watcher:
     """Calls what belongs to an event, with `lock` held, after rings. `fail` is told what that raises."""
 
-    def __init__(self, lock: threading.RLock, fail: Callable[[Exception], None]) -> None:
-        self._lock: Final[Any] = lock
+    def __init__(self, lock: Lock, fail: Callable[[Exception], None]) -> None:
+        self._lock: Final = lock
         self._fail = fail
         self._watched: dict[int, tuple[Event, Callable[[], object]]] = {}  # guarded by the lock
         self._epoll: select.epoll | None = None

@@ -11,6 +11,7 @@ import itertools
 import pytest
 from rig import DATA, MMIO, RAM, Guest, answered, code64
 
+from iobus.bus import Device
 from iobus.exits import (
     EngineError,
     Exit,
@@ -72,6 +73,36 @@ def test_an_unclaimed_mmio_write_brings_its_data() -> None:
             MmioExit(MMIO + 12, 4, True, 0x11223344),
             HltExit(),
         ]
+
+
+def test_a_device_asked_again_may_take_the_lock_and_others_have_it_between() -> None:
+    """The second access is a remembered one, on the short way: the guest's thread has the lock, and leaves it free."""
+    program = code64("""
+        8b 03     ; mov eax, [rbx]
+        8b 03     ; mov eax, [rbx]
+        89 43 04  ; mov [rbx + 4], eax
+        89 43 04  ; mov [rbx + 4], eax
+        f4        ; hlt
+    """)
+    with Guest(program) as guest:
+        lock = guest.machine.lock
+        held = []
+
+        class Locking(Device):
+            def read(self, offset: int, size: int) -> int:
+                with lock:
+                    held.append(lock.held())
+                return 7
+
+            def write(self, offset: int, size: int, value: int) -> None:
+                with lock:
+                    held.append(lock.held())
+
+        guest.machine.mmio.attach(Locking(), MMIO, 16)
+        assert guest.vcpu.run() == HltExit()
+        assert held == [True] * 4
+        with lock:  # from this thread: nobody has it
+            assert guest.vcpu.registers.rax == 7
 
 
 def test_an_answer_wider_than_the_access_is_cut() -> None:

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from iobus.bus import MOST
 from iobus.clock import Tsc
 from iobus.cpu_registers import RFLAGS_IF, Registers, Segment
 from iobus.engines.unicorn.cpuid import CPU_SIGNATURE, Cpuid
 from iobus.engines.unicorn.cpustate import CpuState
-from iobus.engines.unicorn.instance import Instance, ones
+from iobus.engines.unicorn.instance import Instance
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner
 from iobus.exits import EngineError, Exit, HltExit, KickExit, MmioExit, PioExit
@@ -144,7 +145,7 @@ class UnicornCpu:
         if self.running:
             return exit.data
         self.instance.cut_off()  # nobody will answer: let the block come to its end
-        return ones(exit.size)
+        return MOST[exit.size]
 
     def get_registers(self) -> Registers:
         self._settled()
@@ -195,6 +196,7 @@ class UnicornCpu:
     def slice(self) -> None:
         """Run guest code for a while."""
         self.instance.map_memory()
+        self.instance.runs_here()
         self._in_slice = True
         try:
             self.enter()

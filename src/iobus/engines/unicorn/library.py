@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from ctypes import CFUNCTYPE, byref, c_bool, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, byref, c_bool, c_int, c_size_t, c_ubyte, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,8 +57,10 @@ IN_CB = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
 OUT_CB = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
 WRITE_PROTECTED_CB = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_uint64, c_void_p)
 EDGE_CB = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_void_p)
-MMIO_READ_CB = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_void_p)
-MMIO_WRITE_CB = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_void_p)
+# The busiest two: of the pointer in front only a byte is taken, for which Python makes no new number, and the one
+# behind not at all. In the calling conventions of 64-bit hosts the caller removes the arguments.
+MMIO_READ_CB = CFUNCTYPE(c_uint64, c_ubyte, c_uint64, c_uint32)
+MMIO_WRITE_CB = CFUNCTYPE(None, c_ubyte, c_uint64, c_uint32, c_uint64)
 
 
 _REG_MSR: Final = 248
