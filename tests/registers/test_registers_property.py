@@ -2,66 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_maps import maps
 from registers_reference import Bit, Reference
 
-from iobus.registers import KINDS, RES0, RES1, Access, OnRead, OnWrite, RegisterBank, Values, kind
-from iobus.registers.entries import Dimension, FieldEntry, GroupEntry, RegisterEntry, RegisterMap, placed
+from iobus.registers import Access, RegisterBank, Values
+from iobus.registers.entries import RegisterMap, placed
 from iobus.registers.runtime import build
-
-ALL_KINDS = (
-    *KINDS,
-    *(
-        kind(on_read, on_write)
-        for on_read, on_write in itertools.product(OnRead, OnWrite)
-        if on_read is not OnRead.ONE and kind(on_read, on_write) not in KINDS
-    ),
-)
-"""Every kind there can be, those without a name of their own included."""
-
-
-@st.composite
-def registers(draw: st.DrawFn, offset: int, width: int, array: Dimension | None = None) -> RegisterEntry:
-    """A register with random fields and gaps."""
-    kinds = st.sampled_from(ALL_KINDS)
-    fields: list[FieldEntry] = []
-    bit = draw(st.integers(0, 4))
-    while bit < width and draw(st.integers(0, 5)):
-        size = draw(st.integers(1, min(9, width - bit)))
-        fields.append(FieldEntry(f"F{len(fields)}", bit, size, draw(kinds)))
-        bit += size + draw(st.integers(0, 3))
-    rest = draw(st.sampled_from((RES0, RES1, draw(kinds))))
-    plain = RegisterEntry("", 0, width, tuple(fields), 0, rest)
-    reset = draw(st.integers(0, (1 << width) - 1))
-    for mask, access in plain.pieces():
-        if not access.keeps:
-            reset = reset | mask if access == RES1 else reset & ~mask
-    return RegisterEntry(f"R{offset:x}", offset, width, tuple(fields), reset, rest, "", array)
-
-
-@st.composite
-def maps(draw: st.DrawFn) -> RegisterMap:
-    """A bank of some registers, with gaps between them, arrays, and a group."""
-    members: list[RegisterEntry | GroupEntry] = []
-    offset = 0
-    for _ in range(draw(st.integers(1, 4))):
-        width = draw(st.sampled_from((8, 16, 32, 64)))
-        size = width // 8
-        offset = -(-offset // size) * size + size * draw(st.integers(0, 1))
-        array = draw(st.none() | st.builds(Dimension, st.integers(1, 3), st.sampled_from((size, 2 * size))))
-        members.append(draw(registers(offset, width, array)))
-        offset += size if array is None else array.count * array.stride
-    if draw(st.booleans()):
-        offset = -(-offset // 8) * 8
-        inner = (draw(registers(0, 32)), draw(registers(4, 16)))
-        members.append(GroupEntry("G", offset, inner, "", Dimension(2, 8)))
-        offset += 16
-    unmapped: Any = draw(st.sampled_from(("zero", "ones", "decline")))
-    return RegisterMap("Bank", tuple(members), offset + draw(st.integers(0, 8)), unmapped)
 
 
 def reference(bank: RegisterMap) -> Reference:

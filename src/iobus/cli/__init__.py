@@ -136,6 +136,17 @@ def _parser() -> argparse.ArgumentParser:
     map_.set_defaults(run=_map)
     map_.add_argument("--svg", metavar="FILE", type=Path, help="draw it in FILE instead")
 
+    new = commands.add_parser(
+        "new", help="write a device to begin with", description="Write a device to fill in, and a test of it."
+    )
+    new.set_defaults(run=_new)
+    new.add_argument("name", metavar="NAME", nargs="?", help="of its class (default, with --from: the map's name)")
+    new.add_argument(
+        "--from", dest="source", metavar="FILE", type=Path, help="its registers: a .rdl, .svd or IP-XACT .xml file"
+    )
+    new.add_argument("--top", metavar="WHICH", help="which addrmap, peripheral or memory map of FILE")
+    new.add_argument("--output", metavar="FILE.py", type=Path, help="where to (default: by the name, here)")
+
     replay = commands.add_parser(
         "replay", help="replay a trace against a device", description="Make a trace's accesses to a device again."
     )
@@ -209,6 +220,12 @@ def _demo(_: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.demo import demo
 
     return demo()
+
+
+def _new(options: argparse.Namespace) -> tuple[int, str]:
+    from iobus.cli.new import NewOptions, new
+
+    return new(NewOptions(options.name, options.source, options.top, options.output))
 
 
 def _replay(options: argparse.Namespace) -> tuple[int, str]:

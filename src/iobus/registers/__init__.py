@@ -5,7 +5,8 @@
 From the ground up: `kinds.py` (what a guest can do with a bit), `entries.py` (a register map as plain
 data, and its checks), `fields.py` and `language.py` (what a class body is written in), `layout.py` (how an access is
 carried out), `hooks.py` (methods around accesses), `describe.py` (what an access is called), `bank.py` (the
-device).
+device). Files of registers come in by `systemrdl.py`, `svd.py` and `ipxact.py`, on `fitting.py` (what can be of what
+they say) and `runtime.py` (a bank without a class body), and go out by `systemrdl_export.py` and `source.py` (Python).
 """
 
 from iobus.registers.bank import BankState, RegisterBank
@@ -20,7 +21,9 @@ from iobus.registers.entries import (
     ValueEntry,
 )
 from iobus.registers.fields import Field, Values, bits
+from iobus.registers.fitting import MapWarning
 from iobus.registers.hooks import on_read, on_write
+from iobus.registers.ipxact import from_ipxact
 from iobus.registers.kinds import (
     KINDS,
     RC,
@@ -54,6 +57,10 @@ from iobus.registers.kinds import (
     kind,
 )
 from iobus.registers.language import Array, Register, RegisterGroup
+from iobus.registers.runtime import BuiltBank
+from iobus.registers.svd import from_svd
+from iobus.registers.systemrdl import from_systemrdl
+from iobus.registers.systemrdl_export import to_systemrdl
 
 __all__ = [
     "KINDS",
@@ -83,12 +90,14 @@ __all__ = [
     "Access",
     "Array",
     "BankState",
+    "BuiltBank",
     "Dimension",
     "Field",
     "FieldEntry",
     "FieldValue",
     "GroupEntry",
     "MapError",
+    "MapWarning",
     "OnRead",
     "OnWrite",
     "R",
@@ -102,7 +111,11 @@ __all__ = [
     "Values",
     "W",
     "bits",
+    "from_ipxact",
+    "from_svd",
+    "from_systemrdl",
     "kind",
     "on_read",
     "on_write",
+    "to_systemrdl",
 ]
