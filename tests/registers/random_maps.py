@@ -58,6 +58,7 @@ def registers(
         bit += size + draw(st.integers(0, 3))
     rest = draw(st.sampled_from((RES0, RES1, draw(kinds))))
     plain = RegisterEntry("", 0, width, tuple(fields), 0, rest)
+    rest = rest if plain.rest_mask else RES0
     reset = draw(st.integers(0, (1 << width) - 1))
     for mask, access in plain.pieces():
         if not access.keeps:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from random_maps import maps
 
 from iobus.registers import (
+    RES1,
     RW,
     Dimension,
     Field,
@@ -18,6 +19,7 @@ from iobus.registers import (
     RegisterBank,
     RegisterEntry,
     RegisterMap,
+    bits,
     to_systemrdl,
 )
 from iobus.registers.systemrdl import read_systemrdl
@@ -62,6 +64,18 @@ def test_what_it_exports_reads_as_systemrdl() -> None:
         "    } CTRL[2] @ 0x8 += 0x10;\n"
         "};\n"
     )
+
+
+def test_the_kind_of_no_bits_makes_no_difference() -> None:
+    """Where fields cover the register, what its class says of the rest is not in the map, nor lost on the way."""
+
+    class Full(Register, width=8, rest=RES1):
+        DATA = Field(bits(7, 0), RW)
+
+    class Bank(RegisterBank):
+        FULL = Full(0x0)
+
+    assert read_systemrdl(to_systemrdl(Bank)).map == Bank.map
 
 
 @pytest.mark.parametrize("name", ["reg", "rw", "default", "within", "wzt"])

@@ -128,7 +128,8 @@ class Register(metaclass=Declared):
                     f"{cls.__name__}: reset value {field.reset:#x} of {entry} does not fit in its {entry.width} bits"
                 )
             reset |= value << field.lsb
-        cls._layout = RegisterEntry(cls.__name__, 0, width, entries, reset, layout.rest, layout.doc)
+        rest = layout.rest if layout.rest_mask else RES0  # the kind of no bits is no difference between two maps
+        cls._layout = RegisterEntry(cls.__name__, 0, width, entries, reset, rest, layout.doc)
         check_reset(cls.__name__, cls._layout)
 
     def __init__(self, offset: int, doc: str = "", *, reset: int | None = None, name: str = "") -> None:
