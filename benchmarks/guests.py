@@ -1,4 +1,4 @@
-"""The guest that `boot.py` and `guest.py` run, as a process on iobus and as one on QEMU TCG.
+"""The guests that `boot.py`, `guest.py` and `testing.py` run, as a process on iobus and as one on QEMU TCG.
 
 Both get the same kernel, initrd, command line and memory, and a pipe as the serial line. Times are
 taken here, by one clock, when the text that a guest printed arrives: no guest's clock is trusted.
@@ -21,6 +21,9 @@ from typing import Final, NamedTuple, Self
 from benchmarks.report import QEMU
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
+from iobus.testing import agent
+from iobus.testing.guest import COMMAND_LINE as FIXTURE_COMMAND_LINE
+from iobus.testing.guest import guest_initrd
 
 MEBIBYTES: Final = 256
 COMMAND_LINE: Final = "console=ttyS0 panic=-1"
@@ -90,6 +93,33 @@ def on_qemu(files: Files) -> Guest:
         "QEMU", QEMU, "-M", "pc", "-accel", "tcg", "-m", str(MEBIBYTES), "-display", "none", "-nodefaults",
         "-no-reboot", "-serial", "stdio", "-kernel", str(files.kernel), "-initrd", str(files.initrd),
         "-append", COMMAND_LINE,
+    )  # fmt: skip
+
+
+FIXTURE_UP: Final = agent.HELLO.strip()
+
+
+@contextlib.contextmanager
+def fixture_files() -> Iterator[Files]:
+    """Have what the fixture `guest` boots at hand. Raises `GuestUnavailableError`."""
+    kernel = debian.cloud_kernel(progress=_progress)
+    with tempfile.TemporaryDirectory(prefix="iobus-bench-") as directory:
+        initrd = Path(directory, "initrd.cpio")
+        initrd.write_bytes(guest_initrd())
+        yield Files(kernel, initrd)
+
+
+def fixture_on_iobus() -> Guest:
+    """Start the guest of the fixture, as the fixture does."""
+    return Guest("iobus", sys.executable, "-m", "benchmarks.fixture_guest")
+
+
+def fixture_on_qemu(files: Files) -> Guest:
+    """Start the same on QEMU's TCG, with its second serial line here."""
+    return Guest(
+        "QEMU", QEMU, "-M", "pc", "-accel", "tcg", "-m", str(MEBIBYTES), "-display", "none", "-nodefaults",
+        "-no-reboot", "-serial", "null", "-serial", "stdio", "-kernel", str(files.kernel),
+        "-initrd", str(files.initrd), "-append", FIXTURE_COMMAND_LINE,
     )  # fmt: skip
 
 

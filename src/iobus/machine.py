@@ -80,6 +80,8 @@ class Machine:
         self.engine = engine
         self.unclaimed: Counter[UnclaimedAccess] = Counter()
         """How often which address was accessed and answered with the defined result."""
+        self.hung = False
+        """Whether a device never came back: the machine is to be left as it is."""
         self._stop_reason: Exit | None = None
         self._expired = False
         self._error: Exception | None = None  # guarded by lock
@@ -105,7 +107,12 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Stop the machine's threads and free the engine. The machine does not run again."""
+        """Stop the machine's threads and free the engine. The machine does not run again.
+
+        Does nothing for one that is `hung`, whose threads would not end.
+        """
+        if self.hung:
+            return
         self._watcher.close()
         if self._ticker is not None:
             self._ticker.close()

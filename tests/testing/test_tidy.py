@@ -9,8 +9,10 @@ import pytest
 from iobus.testing.kernel_log import complaints, trouble
 
 LEAVING = """
+import threading
 import pytest
 from iobus.bus import Device
+from iobus.testing.watchdog import DeviceHungError
 
 AT = 0xD0000000
 booted = []
@@ -34,6 +36,8 @@ class Loud(Device):
     def read(self, offset, size):
         if offset == 8:
             raise KeyError("left")
+        if offset == 12:
+            threading.Event().wait()
         return 5
 
     def write(self, offset, size, value): ...
@@ -77,6 +81,13 @@ def test_panics(guest):
 
 def test_has_a_newer_guest(guest, boots):
     assert boots() == 3
+    guest.attach(Loud(), at=AT)
+    guest.time_limit = 0.2
+    with pytest.raises(DeviceHungError, match=r"0xd000000c: no answer .* in wait; nothing ends it there"):
+        guest.run(f"devmem {AT + 12:#x} 32")
+
+def test_has_the_newest_guest(guest, boots):
+    assert boots() == 4
 """
 
 
@@ -85,7 +96,7 @@ def test_what_tests_leave(pytester: pytest.Pytester) -> None:
     """Files, processes, mounts, modules and devices are gone; a complaint fails its own test; the rest is named."""
     pytester.makepyfile(test_it=LEAVING)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=5, failed=2, warnings=2)
+    result.assert_outcomes(passed=6, failed=2, warnings=3)
     result.stdout.fnmatch_lines(
         [
             "E *KernelError: the guest's kernel complained:",
@@ -99,6 +110,7 @@ def test_what_tests_leave(pytester: pytest.Pytester) -> None:
             "*GuestWarning: the next test with a guest boots a new one, for after test_it.py::test_keeps_a_module: "
             "test_it.py::test_keeps_a_module left the module loop, which does not unload",
             "*GuestWarning: *test_it.py::test_panics: its kernel panicked",
+            "*GuestWarning: *test_it.py::test_has_a_newer_guest: Loud at address 0xd000000c: no answer after 0.2 s*",
         ]
     )
     assert not re.search(r"guest\.py:\d+: \w+Error", result.stdout.str())  # the test's own line is the last shown

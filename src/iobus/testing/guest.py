@@ -34,7 +34,7 @@ from iobus.testing.faults import Faults, Given, given_to
 from iobus.testing.history import History
 from iobus.testing.kernel_log import complaints
 from iobus.testing.modules import dependencies, module_files
-from iobus.testing.watchdog import Watch
+from iobus.testing.watchdog import DeviceHungError, Watch
 from iobus.trace import Record
 
 MEMORY: Final = 256 << 20
@@ -85,7 +85,7 @@ class Guest:
     def __init__(self, engine: str = "auto") -> None:
         self.kernel: Final = debian.cloud_kernel()
         """Its vmlinuz; the modules are in the same package."""
-        self._initrd: Final = busybox_initrd(debian.busybox().read_bytes(), agent.INIT, {"agent": agent.agent(WINDOW)})
+        self._initrd: Final = guest_initrd()
         self._console = bytearray()
         self._call: agent.Call | None = None
         self._hello = b""
@@ -452,7 +452,11 @@ class Guest:
 
     def _machine_run(self, seconds: float) -> None:
         __tracebackhide__ = True
-        exit = self.machine.run(timeout=seconds)
+        try:
+            exit = self.machine.run(timeout=seconds)
+        except DeviceHungError as exc:
+            self.give_up(str(exc))
+            raise
         if isinstance(exit, KickExit | TimeoutExit):
             return
         what = describe(exit, self.machine.vcpus[0])[1]
@@ -476,6 +480,11 @@ class Guest:
 
     def _last(self) -> str:
         return self._text(max(0, len(self._console) - 3000)).strip()
+
+
+def guest_initrd() -> bytes:
+    """Return the guest's file system: BusyBox and the agent. Raises `GuestUnavailableError`."""
+    return busybox_initrd(debian.busybox().read_bytes(), agent.INIT, {"agent": agent.agent(WINDOW)})
 
 
 def interrupt_counts(text: str) -> dict[int, int]:

@@ -91,9 +91,25 @@ class _Kept:
 
     def clear(self) -> None:
         guest = self.guest
-        guest.faults.end()
+        if not guest.machine.hung:
+            guest.faults.end()
         left = [] if guest.dead else self._clear_guest()
         guest.watch(False)
+        if guest.machine.hung:  # its lock is not to be had
+            guest.regions.clear()
+        else:
+            self._clear_machine()
+        if left:
+            guest.give_up(f"{self.test} left {', '.join(left)}")
+        if guest.dead and not guest.expected:
+            warnings.warn(
+                GuestWarning(f"the next test with a guest boots a new one, for after {self.test}: {guest.dead}"),
+                stacklevel=2,
+            )
+
+    def _clear_machine(self) -> None:
+        """Take what the test put there off the machine."""
+        guest = self.guest
         with guest.machine.lock:
             for region in guest.regions:
                 if region.attached:
@@ -104,13 +120,6 @@ class _Kept:
                     pin.remove(line)
             for timer in set(guest.machine.clock.timers) - self._timers:
                 timer.close()
-        if left:
-            guest.give_up(f"{self.test} left {', '.join(left)}")
-        if guest.dead and not guest.expected:
-            warnings.warn(
-                GuestWarning(f"the next test with a guest boots a new one, for after {self.test}: {guest.dead}"),
-                stacklevel=2,
-            )
 
     def _clear_guest(self) -> list[str]:
         """Clear away what is in the guest; return what is left there. The devices are still at their places."""

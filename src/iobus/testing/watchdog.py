@@ -42,6 +42,13 @@ class StuckDeviceError(BaseException):
         super().__init__(message or _messages.pop(threading.get_ident(), "no answer in time"))
 
 
+class DeviceHungError(IobusError):
+    """Raised in the main thread when a device waits on an engine's thread, where nothing ends it.
+
+    The machine is given up: it cannot be run on, nor closed.
+    """
+
+
 class Step(NamedTuple):
     """A stretch of time that timers are fired in."""
 
@@ -57,6 +64,7 @@ class Watch:
         self.seconds = SECONDS
         """How long an access, or a step of time, may take."""
         self.step: Step | None = None
+        self._machine: Final = machine
         self._paths: Final[tuple[AccessPath, ...]] = tuple(
             path for vcpu in machine.vcpus for path in (vcpu.mmio_path, vcpu.pio_path)
         )
@@ -92,6 +100,11 @@ class Watch:
         """Whether it has not come to its end yet."""
         return what is self.step or any(what is path.under_way for path in self._paths)
 
+    def _hangs(self, late: UnderWay) -> bool:
+        """Whether two exceptions have not ended it, on a thread on which they do not end a wait."""
+        on_engine = self._machine.engine is not None and late.thread != _MAIN.ident
+        return on_engine and _watchdog.signals and self._times > 2
+
     def look(self) -> None:
         """Raise in the thread of what is over the limit; again each time as long passes as the limit is."""
         late = self.under_way()
@@ -105,7 +118,13 @@ class Watch:
         self._times += 1
         kind: type[DeviceTimeoutError | StuckDeviceError] = DeviceTimeoutError if self._times == 1 else StuckDeviceError
         message = f"no answer after {self.seconds:g} s, at {where(late.thread)}"
-        if late.thread == _MAIN.ident and _watchdog.signals:
+        if isinstance(late, UnderWay) and self._hangs(late):
+            self._machine.hung = True
+            name = type(late.region.device).__name__
+            what = f"{name} at address {late.address:#x}: {message}; nothing ends it there, so the machine is given up"
+            _watchdog.pending = self, late, DeviceHungError(what)
+            signal.pthread_kill(_MAIN.ident or 0, _SIGNAL)
+        elif late.thread == _MAIN.ident and _watchdog.signals:
             _watchdog.pending = self, late, kind(message)
             signal.pthread_kill(late.thread, _SIGNAL)
         else:
