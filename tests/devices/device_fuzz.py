@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from time import perf_counter
@@ -15,22 +16,30 @@ from iobus.bus import SIZES, Bus
 from iobus.clock import SteppedClock
 from iobus.devices import lapic_registers as r
 from iobus.devices.acpi_pm import AcpiPm
+from iobus.devices.debug_console import DebugConsole
+from iobus.devices.debug_exit import DebugExitPort, ShutdownPort
+from iobus.devices.fw_cfg import FwCfg
 from iobus.devices.hpet import Hpet
+from iobus.devices.i440fx import BASE, PAM, HostBridge, Shadow
 from iobus.devices.i8042 import I8042
 from iobus.devices.i8254 import Pit
 from iobus.devices.i8259 import PicPair
 from iobus.devices.ioapic import IoApic
 from iobus.devices.lapic import Lapic
+from iobus.devices.pci import PciConfig
 from iobus.devices.post import Post
 from iobus.devices.reset import ResetControl, SystemControlA
 from iobus.devices.rtc import Rtc
 from iobus.devices.system_control_b import SystemControlB
+from iobus.devices.test_device import EchoMemory, EchoPorts, LineSwitches
 from iobus.devices.uart import Uart
 from iobus.devices.vga import Vga
 from iobus.irq import ApicBus, Pin
 from iobus.machine import Machine
-from iobus.pc import layout
+from iobus.memory import Memory
+from iobus.pc import host_interface, layout
 from iobus.pc.pc import Pc
+from iobus.state import StateError
 
 
 def some_time(rng: random.Random) -> int:
@@ -50,6 +59,22 @@ class Processor:
     def startup(self, vector: int) -> None: ...
 
 
+class Several:
+    """Devices that work together, saved and restored as one."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.parts = parts
+
+    def save(self) -> dict[str, Any]:
+        return {name: part.save() for name, part in self.parts.items()}
+
+    def restore(self, plain: Any) -> None:
+        if not isinstance(plain, dict) or plain.keys() != self.parts.keys():
+            raise StateError(f"want the states of {', '.join(self.parts)}")
+        for name, part in self.parts.items():
+            part.restore(plain[name])
+
+
 class Rig:
     """One device, its accesses on a bus of its own, and what else may happen to it from outside."""
 
@@ -57,6 +82,8 @@ class Rig:
         self.clock = SteppedClock()
         self.pins: list[Pin] = []
         self.bus = Bus()
+        self.memory = Memory()
+        self.name = name
         self.interesting: list[int] = []
         """Offsets that do more than others."""
         self.events: list[Callable[[random.Random], object]] = []
@@ -72,6 +99,8 @@ class Rig:
         other = Rig(self.name)
         other.clock.advance(self.clock.now())
         other.device.restore(saved)
+        for slot in self.memory.slots:  # last: a device may have filled it anew
+            other.memory.program(slot.base, self.memory.read(slot.base, slot.size))
         return other
 
     def step(self, rng: random.Random) -> None:
@@ -101,10 +130,6 @@ class Rig:
     def _pulse(self, *sinks: Callable[[bool], None]) -> None:
         """Pins of the device's that others drive."""
         self.events.extend(lambda rng, sink=sink: sink(rng.random() < 0.5) for sink in sinks)
-
-    @property
-    def name(self) -> str:
-        return next(name for name in NAMES if isinstance(self.device, CLASSES[name]))
 
     def _hpet(self) -> Hpet:
         device = Hpet(
@@ -233,13 +258,59 @@ class Rig:
         self.bus.attach(device, 0)
         return device
 
+    def _fw_cfg(self) -> FwCfg:
+        self.memory.add(0, 0x10000)
+        items = {5: b"\1\0", 0x8003: b"four"}
+        device = FwCfg(self.memory, items, {"etc/e820": bytes(range(200)), "opt/empty": b""})
+        self.bus.attach(device, 0)
+        self.interesting = [0, 1, 4, 8]
 
-CLASSES: dict[str, type] = {
-    "hpet": Hpet, "lapic": Lapic, "ioapic": IoApic, "pic": PicPair, "pit": Pit, "rtc": Rtc, "acpi_pm": AcpiPm,
-    "uart": Uart, "i8042": I8042, "vga": Vga, "post": Post, "reset_control": ResetControl,
-    "system_control_a": SystemControlA, "system_control_b": SystemControlB,
-}  # fmt: skip
-NAMES = tuple(CLASSES)
+        def ask(rng: random.Random) -> None:
+            control = rng.choice((2, 4, 8, 0xA, 0x10, rng.getrandbits(5))) | rng.choice((0, 5, 0x19, 0x20, 0x21)) << 16
+            length, address = rng.choice((0, 1, 64, 300, 1 << 32)) % (1 << 32), rng.choice((0x800, 0xFFF0, 1 << 40))
+            self.memory.write(0x100, struct.pack(">IIQ", control, length, address))
+            self.bus.write(4, 4, 0)
+            self.bus.write(8, 4, int.from_bytes((0x100).to_bytes(4, "big"), "little"))
+
+        self.events += [ask, lambda rng: self.bus.write(0, 2, rng.choice((0, 1, 5, 0x19, 0x20, 0x8003)))]
+        return device
+
+    def _pci(self) -> Several:
+        shadow, config = Shadow(self.memory, b"\x5a" * 0x20000), PciConfig()
+        bridge = HostBridge(shadow.set)
+        config.attach(bridge, 0)
+        self.bus.attach(shadow, BASE)
+        self.bus.attach(config, 0xCF8)
+
+        def pam(rng: random.Random) -> None:
+            self.bus.write(0xCF8, 4, 0x80000000 | PAM & 0xFC | rng.choice((0, 4, 8, 0xA8, 0x800, 0x10000)))
+            self.bus.write(0xCFC + rng.randrange(4), 1, rng.getrandbits(8))
+
+        self.events += [pam] * 4
+        return Several(config=config, bridge=bridge, shadow=shadow)
+
+    def _debug_ports(self) -> Several:
+        shutdown, echo = ShutdownPort(lambda: None), EchoPorts()
+        for device in (DebugConsole(lambda _: None), DebugExitPort(lambda _: None), shutdown, echo):
+            self.bus.attach(device, 16 * len(self.bus.regions), device.length)
+        self.events += [lambda rng: self.bus.write(32, 1, rng.choice(b"Shutdown"))] * 4
+        return Several(shutdown=shutdown, echo=echo)
+
+    def _line_switches(self) -> LineSwitches:
+        device = LineSwitches([self._line() for _ in range(24)])
+        self.bus.attach(device, 0, device.length)
+        return device
+
+    def _echo_memory(self) -> EchoMemory:
+        device = EchoMemory()
+        self.bus.attach(device, 0)
+        return device
+
+
+NAMES = (
+    "hpet", "lapic", "ioapic", "pic", "pit", "rtc", "acpi_pm", "uart", "i8042", "vga", "post", "reset_control",
+    "system_control_a", "system_control_b", "fw_cfg", "pci", "debug_ports", "line_switches", "echo_memory",
+)  # fmt: skip
 
 
 def fuzz(name: str, accesses: int, seed: int, *, check_every: int = 1000) -> None:
@@ -266,14 +337,16 @@ def fuzz(name: str, accesses: int, seed: int, *, check_every: int = 1000) -> Non
 
 PORTS = (
     0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x80, 0x92, 0xCF9,
-    *range(0x3B4, 0x3BB), *range(0x3C0, 0x3DB), *range(0x3F8, 0x400), *range(0x600, 0x60C),
+    *range(0x3B4, 0x3BB), *range(0x3C0, 0x3DB), *range(0x3F8, 0x400), *range(0x600, 0x60C), 0xCF8, 0xCFC, 0xCFD,
+    *range(0xE0, 0xEC), 0xF4, 0x402, *range(0x510, 0x51C), *range(0x2000, 0x2018), 0x8900,
 )  # fmt: skip
 
 
 def stateful(machine: Machine, pc: Pc) -> Iterator[Any]:
     """Every device of the PC that has a record."""
     seen: set[int] = set()
-    for device in (*machine.devices(), pc.pic, pc.i8042, pc.vga):
+    functions = () if pc.board is None else pc.board.pci.functions
+    for device in (*machine.devices(), pc.pic, pc.i8042, pc.vga, *functions):
         if hasattr(device, "save") and id(device) not in seen:
             seen.add(id(device))
             yield device
@@ -284,7 +357,8 @@ class WholePc:
 
     def __init__(self) -> None:
         self.clock = SteppedClock()
-        self.pc = Pc(None, memory=2 << 20, cpus=2, clock=self.clock)
+        self.pc = Pc(None, memory=2 << 20, cpus=2, clock=self.clock, firmware=bytes(0x20000))
+        host_interface.attach(self.pc, lambda _: None)
 
     def states(self) -> list[dict[str, Any]]:
         return [device.save() for device in stateful(self.pc.machine, self.pc)]
@@ -306,7 +380,17 @@ class WholePc:
             address = rng.choice(PORTS) if rng.random() < 0.95 else rng.randrange(0x10000 - size)
         else:
             place = rng.choice(
-                (layout.LAPIC, layout.IOAPIC, layout.HPET, 0x100000, 0xA0000, 0xB8000, rng.getrandbits(40))
+                (
+                    layout.LAPIC,
+                    layout.IOAPIC,
+                    layout.HPET,
+                    0x100000,
+                    0xA0000,
+                    0xB8000,
+                    BASE,
+                    0xFF000000,
+                    rng.getrandbits(40),
+                )
             )
             address = place + rng.choice((0, 0x10, rng.randrange(0x400), rng.randrange(0x1000 - 8)))
         path = vcpu.pio_path if is_port else vcpu.mmio_path

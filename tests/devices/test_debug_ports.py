@@ -115,7 +115,7 @@ def test_the_test_memory_holds_what_was_written() -> None:
     ("device", "plain", "message"),
     [
         (EchoPorts(), {"latch": [0, 256, 0, 0]}, r"EchoPortsState\.latch\[1\]: got 0x100"),
-        (EchoMemory(), {"data": bytes(0x10001)}, r"EchoMemoryState\.data: 65537 entries, want 0 to 65536"),
+        (EchoMemory(), {"data": bytes(0x10001)}, r"EchoMemoryState\.data: 65537 entries, want 65536 to 65536"),
         (LineSwitches(()), {"levels": -1}, r"LineSwitchesState\.levels: got -0x1"),
         (ShutdownPort(lambda: None), {"matched": 8}, r"ShutdownPortState\.matched: got 0x8, want 0x0 to 0x7"),
     ],

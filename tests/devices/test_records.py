@@ -35,6 +35,7 @@ CASES: list[tuple[str, tuple[Any, ...], Any, str]] = [
     ("vga", ("graphics", 0), 0x10, r"VgaState\.graphics\[0\]: 0x10 has bits that cannot be set"),
     ("vga", ("dac",), b"\x40" + bytes(767), r"VgaState\.dac\[0\]: 0x40 has bits that cannot be set"),
     ("vga", ("memory",), bytes(5), r"VgaState\.memory: 5 entries, want 262144"),
+    ("pci", ("config", "address"), 1 << 24, r"PciConfigState\.address: 0x1000000 has bits that cannot be set"),
     ("post", ("latches", 0), -1, r"PostState\.latches\[0\]: got -0x1"),
 ]
 

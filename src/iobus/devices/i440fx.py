@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 from iobus.bus import Device
 from iobus.devices.pci import COMMAND, STATUS, PciFunction
 from iobus.memory import Memory
-from iobus.state import State, Stateful
+from iobus.state import Length, Range, State, Stateful
 
 BASE: Final = 0xC0000
 SEGMENTS: Final = (*((BASE + 0x4000 * index, 0x4000) for index in range(12)), (0xF0000, 0x10000))
@@ -72,8 +72,10 @@ class HostBridge(PciFunction):
 class ShadowState(State):
     """What a segment's slot does not hold."""
 
-    attributes: list[int] = field(default_factory=lambda: [0] * len(SEGMENTS))
-    ram: list[bytes] = field(default_factory=lambda: [bytes(_UNIT)] * (Shadow.length // _UNIT))
+    attributes: list[Annotated[int, Range(0, RE | WE)]] = field(default_factory=lambda: [0] * len(SEGMENTS))
+    ram: list[Annotated[bytes, Length(_UNIT, _UNIT)]] = field(
+        default_factory=lambda: [bytes(_UNIT)] * (Shadow.length // _UNIT)
+    )
     """In units of 1 KiB, the RAM's contents of segments whose reads come from the ROM; others do not count."""
 
 
@@ -116,8 +118,6 @@ class Shadow(Stateful, Device):
     def restored(self) -> None:
         """Protect the slots as the state says; their contents are the memory's, restored with it."""
         state = self.state
-        state.ram = [data[:_UNIT].ljust(_UNIT, b"\0") for data in state.ram]
-        state.attributes = [value & (RE | WE) for value in state.attributes]
         for slot, attributes in zip(self._slots, state.attributes, strict=True):
             self._memory.protect(slot, attributes != RE | WE)
 

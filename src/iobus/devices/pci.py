@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from iobus.bus import Device, Value
-from iobus.state import State, Stateful
+from iobus.state import U8, U32, State, StateError, Stateful
 
 SIZE: Final = 256
 """Of a function's configuration space, in bytes."""
@@ -39,7 +39,7 @@ _ADDRESS_PORT, _DATA_PORT = 0, 4
 class PciFunctionState(State):
     """The bytes."""
 
-    config: list[int] = field(default_factory=lambda: [0] * SIZE)
+    config: list[U8] = field(default_factory=lambda: [0] * SIZE)
 
 
 class PciFunction(Stateful):
@@ -75,7 +75,6 @@ class PciFunction(Stateful):
 
     def restored(self) -> None:
         """Bring what follows from the registers in line."""
-        self.state.config[:] = [value & 0xFF for value in self.state.config]
         self.written(0, SIZE)
 
     def written(self, offset: int, size: int) -> None:
@@ -98,7 +97,11 @@ class PciFunction(Stateful):
 class PciConfigState(State):
     """CONFIG_ADDRESS."""
 
-    address: int = 0
+    address: U32 = 0
+
+    def check(self) -> None:
+        if self.address & ~_ADDRESS:
+            raise StateError(f"PciConfigState.address: {self.address:#x} has bits that cannot be set")
 
 
 class PciConfig(Stateful, Device):

@@ -15,6 +15,7 @@ from iobus.irq import Line
 from iobus.state import U8, U64, Length, State, Stateful
 
 _LATCH: Final = 4
+_MEMORY: Final = 0x10000
 
 
 @dataclass
@@ -92,25 +93,22 @@ class LineSwitches(Stateful, Device):
 class EchoMemoryState(State):
     """The bytes."""
 
-    data: Annotated[bytes, Length(0, 0x10000)] = b""
-    """64 KiB; less in a record from elsewhere is followed by zeros."""
+    data: Annotated[bytes, Length(_MEMORY, _MEMORY)] = bytes(_MEMORY)
+    """64 KiB."""
 
 
 class EchoMemory(Stateful, Device):
     """64 KiB of memory-mapped I/O that holds what is written, at any size and alignment."""
 
     name = "echo-memory"
-    length: Final = 0x10000
+    length: Final = _MEMORY
     state: EchoMemoryState
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.state = EchoMemoryState(bytes(self.length))
-
-    def restored(self) -> None:
-        self.state.data = self.state.data[: self.length].ljust(self.length, b"\0")
+        self.state = EchoMemoryState()
 
     def read(self, offset: int, size: int) -> int:
         return int.from_bytes(self.state.data[offset : offset + size], "little")
