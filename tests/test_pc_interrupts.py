@@ -206,6 +206,18 @@ def test_a_reset_gives_the_lines_back() -> None:
     assert board.taken() == [0x52]
 
 
+def test_pin_2_is_up_while_one_of_its_lines_is() -> None:
+    """The timer's line and a line of pin 2 alone are wired together: the end of one is not the end of the other."""
+    board = Board()
+    own, timer = board.pc.gsi(2), board.pc.gsi(0)
+    own.set(True)
+    timer.set(True)
+    timer.set(False)
+    assert board.pc.ioapic.state.levels[2]
+    own.set(False)
+    assert not board.pc.ioapic.state.levels[2]
+
+
 # The NMI.
 
 

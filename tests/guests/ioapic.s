@@ -355,3 +355,40 @@ count_77:
         pop     rdx
         pop     rax
         iretq
+
+# An interrupt that an OUT raises is taken right behind it, within straight-line code; string instructions are whole.
+behind_out:
+        call    mask_pics
+        handle  0x77, _where
+        route   14, 0x77
+        lea     r12, [rip + _behind]
+        sti
+        mov     edx, LINES + 14
+        mov     eax, 1
+        out     dx, al
+_behind:
+        inc     eax
+        inc     eax
+        log     eax
+        mov     eax, 0
+        out     dx, al
+        mov     byte ptr [SCRATCH], 1
+        mov     byte ptr [SCRATCH + 1], 0
+        mov     byte ptr [SCRATCH + 2], 1
+        mov     byte ptr [SCRATCH + 3], 0
+        mov     esi, SCRATCH
+        mov     ecx, 4
+        rep     outsb
+        cli
+        mov     eax, esi
+        log     eax
+        log     ecx
+        end
+_where: push    rax
+        log     eax
+        mov     rax, [rsp + 8]
+        sub     rax, r12
+        log     eax
+        pop     rax
+        eoi
+        iretq

@@ -53,6 +53,7 @@ class Controllers:
             machine.vcpus[0].controller = self._extint
         self._pic = pic = PicPair(self._pic_output)
         self._ioapic = IoApic(self.apic_bus, apic_id=layout.IOAPIC_ID)
+        self._pin_2 = Pin(self._ioapic.pin(layout.TIMER_GSI), name="pin 2")  # of the timer's line, and of pin 2's own
         for port, base in ((pic.master, layout.PIC_MASTER), (pic.slave, layout.PIC_SLAVE), (pic.elcr, layout.ELCR)):
             machine.pio.attach(port, base, 2)
         machine.mmio.attach(self._ioapic, layout.IOAPIC, PAGE_SIZE)
@@ -80,7 +81,7 @@ class Controllers:
         else:
             if number < 16 and number != 2:
                 sinks.append(partial(self.pic.set_pin, number))
-            sinks.append(self.ioapic.pin(gsi))
+            sinks.append(self._pin_2.line(f"irq{number}").set if gsi == layout.TIMER_GSI else self.ioapic.pin(gsi))
         return Pin(*sinks, name=f"irq{number}")
 
     def virtual_wire(self) -> None:

@@ -81,6 +81,9 @@ class Instance:
         self.callbacks.append(callback)
         self.library.add_hook(self.uc, kind, callback, user_data, instruction)
 
+    def after_out(self) -> None:
+        """A port was written by guest code."""
+
     def poke(self) -> None:
         """Make running guest code look at what is asked of it soon. From any thread."""
         raise NotImplementedError
@@ -279,6 +282,7 @@ class Instance:
         def port_out(_: int, port: int, size: int, value: int, __: int) -> None:
             try:
                 pio.write(port & 0xFFFF, size, value & MOST[size])
+                self.after_out()
             except BaseException as exc:
                 self._fail(exc)
 

@@ -48,7 +48,8 @@ _AN_INSTRUCTION: Final = 20e-6  # seconds, in which one is done by far
 
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _REG_DR6, _DR6_BS = 72, 1 << 14
-_HF_CS64, _CR4_PAE = 1 << 15, 1 << 5
+_HF_TF, _HF_CS64, _HF_RF, _HF_IOBPT = 1 << 8, 1 << 15, 1 << 16, 1 << 24
+_CR4_PAE = 1 << 5
 
 
 class NativeCpu(UnicornCpu):
@@ -217,6 +218,25 @@ class NativeCpu(UnicornCpu):
         later.daemon = True
         later.start()
         return 0
+
+    def length_of_out(self) -> int:
+        """In an OUT: its length if an interrupt or NMI is to be taken right behind it, else 0.
+
+        0 also where its block of code is known to end there: in a shadow, and while stepping.
+        """
+        u32, controller = self._live.u32, self.vcpu.controller
+        if u32[at.HFLAGS >> 2] & (at.HF_INHIBIT_IRQ | _HF_TF | _HF_RF | _HF_IOBPT):
+            return 0
+        if not (self._nmis and not self.nmi_in_service()):
+            if controller is None or not u32[at.EFLAGS >> 2] & RFLAGS_IF:
+                return 0
+            with self.machine.lock:
+                if not controller.pending():
+                    return 0
+        code, prefixes = self._instruction()
+        if code[prefixes] in b"\xe6\xe7":
+            return prefixes + 2
+        return prefixes + 1 if code[prefixes] in b"\xee\xef" else 0
 
     def _stop(self) -> int:
         """Leave guest code. An interrupt that waits for its window is found again on coming back."""

@@ -136,7 +136,7 @@ class NativeInstance(Instance):
             error_code=env + offsets.error_code,
             port_in=address_of(self.port_in), port_out=address_of(self.port_out),
             check_iob=function("helper_check_iob"), check_iow=function("helper_check_iow"),
-            check_iol=function("helper_check_iol"),
+            check_iol=function("helper_check_iol"), loop_exit=function("cpu_loop_exit_noexc"),
         )  # fmt: skip
         self._stubs = stubs = Stubs(table)
         address = ctypes.addressof(table)
@@ -171,6 +171,11 @@ class NativeInstance(Instance):
             self.library.write_msr(self.uc, index, value)
         finally:
             self._vmcb[byte] = before
+
+    def after_out(self) -> None:
+        if self.requests[0]:  # this access has made a request, or another thread has just then
+            assert self.current is not None
+            self._table.leave = self.current.length_of_out()
 
     # vCPUs.
 

@@ -84,6 +84,12 @@ _PROGRAM: Final = {
         0f 22 e0                ; mov cr4, rax
         0f 20 e0                ; mov rax, cr4
         e7 19                   ; out 0x19, eax
+        fb                      ; sti
+        90                      ; nop
+        e7 20                   ; out 0x20, eax: the interrupt comes right behind it
+        b0 09                   ; mov al, 9 (at 0x60a3)
+        e7 1a                   ; out 0x1a, eax
+        fa                      ; cli
         f4                      ; hlt
     """,
     _CODE + 0x200: """
@@ -137,6 +143,7 @@ _EXPECTED: Final[list[tuple[object, ...]]] = [
     ("out", 6, 0x606D),
     ("out", 0x18, 0x6001), ("out", 0x18, 0x6002),
     ("out", 0x1D, 0), ("out", 0x19, 0x624),
+    ("out", 0x20, 0x624), ("acknowledge",), ("out", 0x40, 0x60a3), ("out", 0x1A, 0x6009),
     (HltExit(),),
 ]  # fmt: skip
 

@@ -49,6 +49,8 @@
         .set CHECK_IOW, 0x108
         .set CHECK_IOL, 0x110
         .set LENT, 0x118                # no address: 1 while a TLB entry is filled for an access of user code
+        .set LOOP_EXIT, 0x120           # cpu_loop_exit_noexc(cpu), never returns
+        .set LEAVE, 0x128               # set by Python: leave the block behind an OUT of this length
 
         # CPUTLBEntry
         .set ADDR_READ, 0x00
@@ -319,9 +321,19 @@ port_out:
         mov     rbx, r8
         call    may
         mov     r8, rbx
-        mov     rax, [rbx + PORT_OUT]
+        call    [rbx + PORT_OUT]
+        # An interrupt has come of it: get in behind the OUT, not at the end of the block of code.
+        mov     rax, [rbx + LEAVE]      # the instruction's length
+        test    eax, eax
+        jnz     1f
         pop     rbx
-        jmp     rax
+        ret
+1:      mov     qword ptr [rbx + LEAVE], 0
+        mov     rdx, [rbx + RIP_AT]
+        add     [rdx], rax
+        mov     rdi, [rbx + CPU]
+        call    [rbx + LOOP_EXIT]
+        ud2
         # Return if the access is allowed; else #GP. Keeps rdi, esi, edx, ecx.
 may:    mov     rax, [rbx + HFLAGS]
         mov     eax, [rax]
