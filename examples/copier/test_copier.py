@@ -65,6 +65,16 @@ def test_the_driver_copies(guest: Guest, copier: Copier) -> None:
 
 @pytest.mark.slow
 def test_the_driver_gives_up(guest: Guest, copier: Copier) -> None:
-    """A device that does not answer START with an interrupt: the writer gets an error after a second, and no hang."""
-    copier.timer.close()
-    assert "Connection timed out" in guest.run("echo word >/dev/copier").output
+    """An interrupt that never comes: the writer gets an error after a second, and no hang; the next has no trouble."""
+    with guest.faults.lose_interrupt(10, times=1):
+        assert "Connection timed out" in guest.run("echo word >/dev/copier").output
+    assert guest.run("echo next >/dev/copier; cat /dev/copier").output == "next\n"
+
+
+@pytest.mark.slow
+def test_a_late_interrupt(guest: Guest, copier: Copier) -> None:
+    """It is waited for, a tenth of a second."""
+    with guest.faults.delay_interrupt(10, 100_000_000):
+        before = copier.clock.now()
+        assert guest.run("echo late >/dev/copier; cat /dev/copier").output == "late\n"
+        assert copier.clock.now() - before >= 100_000_000
