@@ -22,11 +22,11 @@ INSIDE = {
     "tests/nested/inside/kvm_smoke.py": 120,
     "tests/kvm": 900,
     "tests/engines -k 'not unicorn'": 300,
-    "tests/nested/inside/linux_boot.py": 600,
+    "tests/nested/inside/linux_boot.py": 1200,
 }
 """What runs inside, as arguments of pytest with a path first, and its limit in seconds.
 
-The limit is some ten times what it takes on a quiet machine.
+The limit is ten times and more what it takes on a quiet machine.
 """
 
 MAKING = 240

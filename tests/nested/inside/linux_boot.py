@@ -10,8 +10,8 @@ import pytest
 from iobus.boot import debian
 from iobus.boot.initrd import busybox_initrd
 
-SECONDS = 120
-"""The time limit of one boot, in seconds; it takes 13 to 31 on a quiet machine."""
+SECONDS = 300
+"""The time limit of one boot, in seconds; it takes 13 to 31 on a quiet machine, and a busy one is no failure."""
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("iobus.engines.kvm") is None, reason="iobus has no KVM engine in this tree"
