@@ -400,6 +400,40 @@ def test_another_access_while_one_waits_is_refused(m: Machined) -> None:
         m.vcpu.store(GVA, 4, 2)
 
 
+def test_an_exit_left_by_a_device_waits_until_its_callers_is_completed(m: Machined) -> None:
+    """Neither takes the other's place: the newest is completed first, then the older one, each with its own data."""
+    inner: list[int | MmioExit | None] = []
+
+    class Asking(Device):
+        def read(self, offset: int, size: int) -> int:
+            inner.append(m.vcpu.load(GVA + 0x2000, 4))
+            return 0x11
+
+    m.machine.mmio.attach(Asking(), PAGE_A, KIB4)
+    m.map(PAGE_A, PAGE_B, PAGE_B + KIB4)
+    outer = m.vcpu.load(GVA + 0xFFE, 4)
+    assert isinstance(outer, MmioExit) and outer.address == PAGE_B
+    outer.data = 0x2233
+    assert m.vcpu.load(GVA + 0xFFE, 4) == 0x2233_0011
+    (exit,) = inner
+    assert isinstance(exit, MmioExit) and exit.address == PAGE_B + KIB4
+    with pytest.raises(AccessPendingError):
+        m.vcpu.load(GVA + 0x1000, 4)
+    exit.data = 0x55
+    assert m.vcpu.load(GVA + 0x2000, 4) == 0x55
+
+
+def test_an_access_over_the_end_of_the_address_space_faults(m: Machined) -> None:
+    """There is no address behind 2^64 - 1: nothing of the access happens."""
+    device = Recorder()
+    m.machine.mmio.attach(device, PAGE_A, KIB4)
+    m.tables.map((1 << 64) - KIB4, PAGE_A)
+    m.tables.map(0, PAGE_B)
+    with pytest.raises(ProtectionFault):
+        m.vcpu.load((1 << 64) - 2, 4)
+    assert m.vcpu.load((1 << 64) - 2, 2) == 0x42 and len(device.calls) == 1
+
+
 def test_a_device_attached_meanwhile_does_not_take_a_completed_access(m: Machined) -> None:
     """The caller's answer completes the exit, whoever has registered since."""
     m.map(PAGE_A)

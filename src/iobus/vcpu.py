@@ -120,7 +120,9 @@ class VCPU:
         """What an engine calls for memory-mapped I/O: accesses to physical addresses, each within a page."""
         self.pio_path: Final = AccessPath(self.pio, machine.pio, machine.lock, self._unclaimed_pio)
         """What an engine calls for IN and OUT of 1, 2 or 4 bytes."""
-        self._pending: _Emulated | None = None
+        self._pending: list[
+            _Emulated
+        ] = []  # the newest last: a device's, left waiting in its callback, under its caller's
 
     def __repr__(self) -> str:
         return f"<VCPU {self.index} of {self.machine!r}>"
@@ -172,6 +174,9 @@ class VCPU:
         RAM is read, a device asked, and an access no device claims returned as an `MmioExit`: put
         its value in `data` and call again with the same arguments; parts already read are not read
         again. Raises `PageFault` or `ProtectionFault` before any device is touched, `DeviceError`.
+
+        An access that runs over the end of the address space (2^64 with 64-bit paging) raises `ProtectionFault`. A
+        device may call this in its callback; what it leaves waiting is completed after what its caller left.
         """
         result = self._emulate("load", gva, size, None, user)
         return int.from_bytes(result, "little") if isinstance(result, bytearray) else result
@@ -203,8 +208,8 @@ class VCPU:
         )
 
     def abandon(self) -> None:
-        """Drop a `load` or `store` that waits for the completion of its exit."""
-        self._pending = None
+        """Drop each `load` and `store` that waits for the completion of its exit."""
+        self._pending.clear()
 
     # What a LAPIC calls (irq.Processor), with the machine lock held.
 
@@ -251,7 +256,7 @@ class VCPU:
     def _emulate(self, verb: str, gva: int, size: int, value: int | None, user: bool | None) -> bytearray | MmioExit:
         """The seed's emulated read and write: finish an earlier exit, translate, RAM, device, exit."""
         key = (verb, gva, size, value)
-        access = self._pending
+        access = self._pending[-1] if self._pending else None
         if access is None:
             if size < 1:
                 raise ValueError(f"access of {size} bytes at {gva:#x}: give 1 or more")
@@ -263,7 +268,7 @@ class VCPU:
             )
         if access.exit is not None:
             self._complete(access, access.exit)
-        self._pending = None
+            self._pending.pop()
         while access.done < len(access.fragments):
             gpa, offset, length, plain = access.fragments[access.done]
             is_write, place = value is not None, slice(offset, offset + length)
@@ -277,7 +282,7 @@ class VCPU:
                     continue
                 if not self._is_ram(gpa, length, write=is_write):
                     access.exit = MmioExit(gpa, length, is_write, piece if is_write else 0)
-                    self._pending = access
+                    self._pending.append(access)
                     return access.exit
             if is_write:
                 self.machine.memory.write(gpa, access.data[place])
