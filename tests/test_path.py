@@ -46,6 +46,46 @@ def test_an_access_made_before_is_remembered_until_either_bus_changes() -> None:
         assert not path.reads[4]
 
 
+def test_an_eclipsed_device_is_not_remembered_for_the_vcpu_whose_device_eclipses_it() -> None:
+    """Also where another vCPU has made the machine's bus remember it."""
+    machine = Machine(cpus=2, clock=SteppedClock())
+    machine.mmio.attach(Recorder(0x11), 0x1000, 16)
+    machine.vcpus[0].mmio.attach(Recorder(0x22), 0x1000, 16)
+    first, second = (vcpu.mmio_path for vcpu in machine.vcpus)
+    assert [path.read(0x1000, 4) for path in (second, second, first, first, first, second)] == [
+        0x11, 0x11, 0x22, 0x22, 0x22, 0x11,
+    ]  # fmt: skip
+
+
+def test_a_device_that_answered_may_decline_later() -> None:
+    """The access then goes on to the next claimant, as if the device had declined at first."""
+    machine, path = make()
+    moody, behind = Recorder(), Recorder(0x99)
+    machine.mmio.attach(moody, 0x1000, 16, priority=1)
+    machine.mmio.attach(behind, 0x1000, 16)
+    path.write(0x1000, 4, 1)
+    assert path.read(0x1000, 4) == path.read(0x1000, 4) == 0x42
+    moody.answer = NotImplemented
+    assert path.read(0x1000, 4) == path.read(0x1000, 4) == 0x99
+    moody.answer = 0x43
+    assert path.read(0x1000, 4) == 0x43
+
+
+@pytest.mark.parametrize("answer", [-1, 1 << 32, None, "1", 1.0])
+def test_a_bad_answer_of_a_device_that_answered_before_is_an_error(answer: object) -> None:
+    """What it returns is looked at each time, remembered or not; afterwards all goes on."""
+    machine, path = make()
+    device = Recorder()
+    machine.mmio.attach(device, 0x1000, 16)
+    path.read(0x1000, 4)
+    device.answer = answer
+    with pytest.raises(DeviceError, match="read returned"):
+        path.read(0x1000, 4)
+    assert not machine.lock.held()
+    device.answer = True
+    assert path.read(0x1000, 4) == 1
+
+
 def test_nobodys_address_is_asked_of_the_caller_each_time() -> None:
     """An access that no device claims comes to the caller however often it was made."""
     _, path = make()

@@ -11,7 +11,7 @@ import itertools
 import pytest
 from rig import DATA, MMIO, RAM, Guest, answered, code64
 
-from iobus.bus import Device
+from iobus.bus import Device, DeviceError
 from iobus.exits import (
     EngineError,
     Exit,
@@ -103,6 +103,31 @@ def test_a_device_asked_again_may_take_the_lock_and_others_have_it_between() -> 
         assert held == [True] * 4
         with lock:  # from this thread: nobody has it
             assert guest.vcpu.registers.rax == 7
+
+
+@pytest.mark.parametrize("bad", [-1, 1 << 32, None, "1", 1.0])
+def test_a_bad_answer_of_a_device_that_answered_before_stops_the_guest(bad: object) -> None:
+    """What it returns is looked at each time; the guest reads all ones and can go on, to where the device declines."""
+    program = code64("""
+        8b 03  ; mov eax, [rbx]
+        8b 0b  ; mov ecx, [rbx]
+        eb 00  ; jmp on, to a block of its own
+        8b 13  ; mov edx, [rbx]
+        f4     ; hlt
+    """)
+    with Guest(program) as guest:
+        answers = iter([7, bad, NotImplemented])
+
+        class Moody(Device):
+            def read(self, offset: int, size: int) -> int:
+                return next(answers)  # type: ignore[return-value]
+
+        guest.machine.mmio.attach(Moody(), MMIO, 16)
+        with pytest.raises(DeviceError, match="read returned"):
+            guest.vcpu.run()
+        assert guest.vcpu.run() == MmioExit(MMIO, 4, False, 0)
+        assert guest.vcpu.run() == HltExit()
+        assert guest.vcpu.registers.rax == 7 and guest.vcpu.registers.rcx == 0xFFFFFFFF
 
 
 def test_an_answer_wider_than_the_access_is_cut() -> None:
