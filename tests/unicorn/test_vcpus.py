@@ -314,12 +314,12 @@ def test_interrupts_go_from_one_to_the_next_at_once(wait: str, cpus: int, monkey
         slicing = threading.Lock()
         sliced = True
 
-        def slice_ended(real: Callable[[], None] = turns._slicer._ended) -> None:
+        def slice_ended(real: Callable[[], None] = turns._slicer._look) -> None:
             with slicing:
                 if sliced:
                     real()
 
-        turns._slicer._ended = slice_ended
+        turns._slicer._look = slice_ended
 
         def begin() -> None:
             nonlocal sliced
@@ -338,6 +338,49 @@ def test_interrupts_go_from_one_to_the_next_at_once(wait: str, cpus: int, monkey
         assert guest.machine.run(timeout=60) == PowerOffExit()
         thread.join()
         assert guest.word(0, 4) == count
+
+
+def test_who_interrupts_a_busy_vcpu_does_not_wait_for_its_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One interrupts another that never gives way and spins for a word that the handler writes: 500 times.
+
+    The other has the turn for as long as a handler needs, and then the first goes on. With a slice of 200 ms each time
+    that would take 100 s; a busy host makes one or the other time such a one.
+    """
+    monkeypatch.setattr(runner, "SLICE", 200_000_000)
+    program = code64("""
+        fb                             ; sti
+        45 85 ff                       ; test r15d, r15d
+        75 30                          ; jnz other
+        ff 47 10                       ; inc dword ptr [rdi + 16]
+        f3 90                          ; again: pause
+        83 7f 08 00                    ; cmp dword ptr [rdi + 8], 0
+        74 f8                          ; je again
+        c7 83 10 03 00 00 00 00 00 01  ; mov dword ptr [rbx + 0x310], 0x1000000
+        c7 07 00 00 00 00              ; next: mov dword ptr [rdi], 0
+        c7 83 00 03 00 00 40 00 00 00  ; mov dword ptr [rbx + 0x300], 0x40
+        83 3f 00                       ; spin: cmp dword ptr [rdi], 0
+        74 fb                          ; je spin
+        ff c9                          ; dec ecx
+        75 e7                          ; jnz next
+        e6 10                          ; out 0x10, al
+        f3 90                          ; other: pause
+        83 7f 10 00                    ; cmp dword ptr [rdi + 16], 0
+        74 f8                          ; je other
+        ff 47 08                       ; inc dword ptr [rdi + 8]
+        f3 90                          ; pause
+        eb fe                          ; jmp .
+    """)
+    handler = code64("""
+        c7 07 01 00 00 00              ; mov dword ptr [rdi], 1
+        c7 83 b0 00 00 00 00 00 00 00  ; mov dword ptr [rbx + 0xb0], 0
+        48 cf                          ; iretq
+    """)
+    with SmpGuest(program, cpus=2) as guest:
+        guest.machine.pio.attach(Stop(guest.machine), 0x10, 1)
+        guest.gate(0x40, handler, HANDLERS)
+        guest.set_all(rcx=500)
+        assert guest.machine.run(timeout=60) == PowerOffExit()
+        assert guest.vcpu.registers.rcx == 0
 
 
 def test_an_nmi_wakes_a_vcpu_that_nothing_else_can() -> None:

@@ -48,7 +48,7 @@ class UnicornCpu:
         self.used = 0
         """How long it has run, in ns of host time, or as if it had: who has run least goes next."""
         self.called = False
-        """Something has come up since its code was last run, or since it was found to have none to run."""
+        """Something has come up since it last looked, in its code or, where it has none to run, outside."""
         self.asleep = False
         """It has no code to run until it is called."""
         self.halted = False

@@ -167,6 +167,7 @@ class NativeCpu(UnicornCpu):
             self.instance.drop_stale()
         if self.runner.attention:
             return self._stop()
+        self.called = False  # before looking
         requests = self._requests[1] & REQUEST_NMI  # the library takes it when no other NMI is in service
         u32, vector, controller = self._live.u32, None, self.vcpu.controller
         open_ = u32[at.EFLAGS >> 2] & RFLAGS_IF

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 SLICE: Final = 2_000_000
 """In ns of host time: how long a vCPU runs at most while another one could."""
+LOAN: Final = 200_000
+"""In ns of host time: how long one runs that was called in the turn of another, which then goes on.
+
+The other may have called it, by an interrupt, and wait for what it does about that.
+"""
 
 
 class Runner:
@@ -34,6 +39,9 @@ class Runner:
         """Guest code shall be left, for `_next` to look at all vCPUs. Set by any thread, cleared by the engine's."""
         self._poke = poke
         self._current: UnicornCpu | None = None  # whose code is being run
+        self._began = 0  # when it was put in, in ns of host time
+        self._last: UnicornCpu | None = None  # whose code was run last
+        self._lender: UnicornCpu | None = None  # in whose turn the current one was called
         self._ready: list[UnicornCpu] = []  # those with code to run at the last look
         self._floor = 0  # ns: who has slept gets no more credit than this, by `UnicornCpu.used`
         self._thread: threading.Thread | None = None
@@ -42,7 +50,7 @@ class Runner:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._waiting = False
-        self._slicer = _Slicer(self.contended, self._slice_ended)
+        self._slicer = _Slicer(self.contended, self._end_slice)
 
     # From any thread.
 
@@ -104,9 +112,8 @@ class Runner:
 
     def _main(self) -> None:
         while (cpu := self._next()) is not None:
-            self._current = cpu
-            cpu.called = False
-            began = time.perf_counter_ns()
+            self._last = self._current = cpu
+            began = self._began
             try:
                 cpu.slice()
             except BaseException as exc:
@@ -133,11 +140,20 @@ class Runner:
             self._slicer.start()
         chosen = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
         chosen.used = max(chosen.used, self._floor)
+        self._began = time.perf_counter_ns()  # before it is a loan: `_end_slice` looks at both
+        if not chosen.called:
+            self._lender = None
+        elif chosen is not self._last:  # else it has not got to what it was called for: the loan is not used up
+            self._lender = self._last if self._last in ready else None
         return chosen
 
     def _turn(self, cpu: UnicornCpu) -> int:
-        """The least is next. Who was called goes before others that have run as much, and a slice more."""
-        return max(cpu.used, self._floor) - (SLICE if cpu.called else 0)
+        """The least is next. Who was called goes before others that have run as much, and a slice more.
+
+        Next comes who has lent its turn.
+        """
+        credit = SLICE if cpu.called else SLICE // 2 if cpu is self._lender else 0
+        return max(cpu.used, self._floor) - credit
 
     def _ring(self) -> None:
         try:
@@ -145,16 +161,18 @@ class Runner:
         except RuntimeError:  # it rings already
             return
 
-    def _slice_ended(self) -> None:
-        self.attention = True
-        self._poke()
+    def _end_slice(self) -> None:
+        """Have the current vCPU's turn end, if it has run long enough. From any thread."""
+        if time.perf_counter_ns() - self._began >= (SLICE if self._lender is None else LOAN):
+            self.attention = True
+            self._poke()
 
 
 class _Slicer:
-    """Calls `ended` at the end of each slice while `wanted()`, on a thread of its own, made when first needed."""
+    """Calls `look` every `LOAN` ns while `wanted()`, on a thread of its own, made when first needed."""
 
-    def __init__(self, wanted: Callable[[], bool], ended: Callable[[], None]) -> None:
-        self._wanted, self._ended = wanted, ended
+    def __init__(self, wanted: Callable[[], bool], look: Callable[[], None]) -> None:
+        self._wanted, self._look = wanted, look
         self._gate = threading.Lock()  # held while the thread has nothing to do
         self._gate.acquire()
         self.running = False
@@ -181,9 +199,9 @@ class _Slicer:
         while not self._closed.is_set():
             self._gate.acquire()
             while self.running:
-                self._closed.wait(SLICE / 1e9)
+                self._closed.wait(LOAN / 1e9)
                 if self._wanted():
-                    self._ended()
+                    self._look()
                 else:
                     self.running = False
                     # Who wanted it just then may still have seen it running.
