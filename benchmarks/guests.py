@@ -79,19 +79,19 @@ def files() -> Iterator[Files]:
         yield Files(kernel, initrd)
 
 
-def on_iobus(files: Files) -> Guest:
+def on_iobus(files: Files, cpus: int = 1) -> Guest:
     """Start the guest on iobus."""
     return Guest(
         "iobus", sys.executable, "-m", "benchmarks.iobus_guest",
-        str(files.kernel), str(files.initrd), COMMAND_LINE, str(MEBIBYTES),
+        str(files.kernel), str(files.initrd), COMMAND_LINE, str(MEBIBYTES), str(cpus),
     )  # fmt: skip
 
 
-def on_qemu(files: Files) -> Guest:
+def on_qemu(files: Files, cpus: int = 1) -> Guest:
     """Start the guest on QEMU's TCG."""
     return Guest(
-        "QEMU", QEMU, "-M", "pc", "-accel", "tcg", "-m", str(MEBIBYTES), "-display", "none", "-nodefaults",
-        "-no-reboot", "-serial", "stdio", "-kernel", str(files.kernel), "-initrd", str(files.initrd),
+        "QEMU", QEMU, "-M", "pc", "-accel", "tcg", "-m", str(MEBIBYTES), "-smp", str(cpus), "-display", "none",
+        "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", str(files.kernel), "-initrd", str(files.initrd),
         "-append", COMMAND_LINE,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The process that boots a guest on iobus for `boot.py` and `guest.py`: a PC, and its serial line on stdio.
 
-    python -m benchmarks.iobus_guest KERNEL INITRD COMMAND_LINE MEBIBYTES
+    python -m benchmarks.iobus_guest KERNEL INITRD COMMAND_LINE MEBIBYTES CPUS
 
 Does what QEMU is asked to do beside it, and nothing else: no terminal, no trace, no user's device.
 """
@@ -20,9 +20,9 @@ from iobus.pc import layout
 from iobus.pc.pc import Pc
 
 
-def main(kernel: str, initrd: str, command_line: str, mebibytes: str) -> None:
+def main(kernel: str, initrd: str, command_line: str, mebibytes: str, cpus: str) -> None:
     """Boot, and run until the guest ends."""
-    pc = Pc(UnicornEngine(), memory=int(mebibytes) << 20, console=_console)
+    pc = Pc(UnicornEngine(), memory=int(mebibytes) << 20, console=_console, cpus=int(cpus))
     entry = LinuxKernel.read(kernel).load(
         pc.machine.memory,
         initrd=read_initrd(Path(initrd)),

@@ -1,6 +1,6 @@
 """The benchmarks run, and their JSON has the shape that docs/benchmarks.md promises. Never their times.
 
-`dispatch`, `mmio` and `registers` with `--quick`, as a user runs them; the others boot whole guests.
+`dispatch`, `mmio`, `pc` and `registers` with `--quick`, as a user runs them; the others boot whole guests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """The table and the JSON of one quick run."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
-    done = run("dispatch", "mmio", "registers", "--quick", "--json", str(file))
+    done = run("dispatch", "mmio", "pc", "registers", "--quick", "--json", str(file))
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(file.read_text())
 
@@ -46,7 +46,7 @@ def test_every_row_compares_or_says_why_not(quick: tuple[str, dict[str, Any]]) -
     """A row has both sides and their ratio, or a note."""
     _, result = quick
     for row in result["rows"]:
-        assert row["benchmark"] in ("dispatch", "mmio", "registers")
+        assert row["benchmark"] in ("dispatch", "mmio", "pc", "registers")
         assert row["name"]
         assert row["peer_name"]
         assert row["unit"] == "ns"

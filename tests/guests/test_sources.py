@@ -8,9 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from guest_rig import FOLDER
-
-SOURCES = sorted(FOLDER.glob("*.s"))
 
 
 def assembler() -> ModuleType:
@@ -21,6 +18,9 @@ def assembler() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+SOURCES: list[Path] = assembler().sources()
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
