@@ -72,6 +72,22 @@ def test_a_command_gives_status_and_output(guest: Guest) -> None:
         guest.run("ls /none", check=True)
 
 
+def test_scripts(guest: Guest) -> None:
+    """Of many lines, with quotes and functions; each is a shell of its own; one that is too long is refused."""
+    script = """
+        greet() {
+            echo "it's $1"
+        }
+        value=7
+        for name in one two; do greet $name; done
+    """
+    assert guest.run(script).output == "it's one\nit's two\n"
+    assert guest.run("echo ${value:-unset}; " + "true; " * 20_000).output == "unset\n"
+    with pytest.raises(ValueError, match="a script of 1048576 bytes: give it as a file"):
+        guest.run("#" * (1 << 20))
+    assert guest.run("echo on").output == "on\n"
+
+
 def test_any_bytes_come_out(guest: Guest) -> None:
     """Also those by which the agent marks the end, and line ends of every kind."""
     data = random.Random(1).randbytes(5000) + b"\x01#0123 0\x02\r\n\x03\x04\x1c"

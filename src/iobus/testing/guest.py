@@ -395,9 +395,10 @@ class Guest:
         __tracebackhide__ = True
         self._must_live()
         self._finish()
-        call = self._call = agent.Call(script)
+        call = agent.Call(script)
         if len(call.script) > agent.DATA:
             raise ValueError(f"a script of {len(script)} bytes: give it as a file, with put")
+        self._call = call
         self.machine.memory.write(WINDOW, call.script)
         self._send(call.request)
         try:
