@@ -76,6 +76,11 @@ def test_has_a_new_guest(guest, boots):
     assert boots() == 2
     assert guest.run("cat /proc/modules").output == ""
 
+def test_has_no_compiler(guest, monkeypatch, tmp_path):
+    (tmp_path / "mine.c").write_text("int x;")
+    monkeypatch.setenv("PATH", "/nowhere")
+    guest.build(tmp_path / "mine.c")
+
 def test_panics(guest):
     guest.run("echo c >/proc/sysrq-trigger")
 
@@ -96,7 +101,7 @@ def test_what_tests_leave(pytester: pytest.Pytester) -> None:
     """Files, processes, mounts, modules and devices are gone; a complaint fails its own test; the rest is named."""
     pytester.makepyfile(test_it=LEAVING)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=6, failed=2, warnings=3)
+    result.assert_outcomes(passed=6, failed=2, skipped=1, warnings=3)
     result.stdout.fnmatch_lines(
         [
             "E *KernelError: the guest's kernel complained:",
