@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iobus.engines.kvm import abi, ioctls
+from iobus.engines.kvm import abi, cpu, ioctls
 
 NOT_IN_C = frozenset({"later", "opaque"})
 """Fields that stand for what later kernels put there, or for all that nobody looks into."""
@@ -88,6 +88,15 @@ def test_a_path_of_fields_is_an_offset() -> None:
     assert abi.offset(abi.Run, "exit_reason") == 8
     assert abi.offset(abi.Run, "mmio") == abi.offset(abi.Run, "io") == 32
     assert abi.offset(abi.Run, "mmio", "is_write") == 32 + 8 + 8 + 4
+
+
+def test_what_the_run_loop_reads_at_once_lies_where_it_looks() -> None:
+    """The one look at `struct kvm_run` finds each field, padded as the structure is."""
+    run = abi.Run(exit_reason=0x01020304, cr8=5, apic_base=6 << 40)
+    run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = 7 << 50, 8, 1
+    run.mmio.data[:] = range(8)
+    found = cpu._MOSTLY(bytearray(run), cpu._MOSTLY_AT)
+    assert found == (0x01020304, 5, 6 << 40, 7 << 50, int.from_bytes(bytes(range(8)), "little"), 8, 1)
 
 
 def test_a_refused_request_is_named() -> None:

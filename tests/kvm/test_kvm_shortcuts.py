@@ -38,7 +38,7 @@ def guest() -> Any:
 def taken(guest: Accesses) -> tuple[int, int]:
     """How many doorbells and zones the kernel has."""
     kept = guest.machine.engine.shortcuts
-    return len(kept._bells), len(kept._zones)
+    return len(kept._bells), len(kept.zones)
 
 
 def stores(guest: Accesses, count: int, at: int = MMIO) -> None:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import struct
 import sys
 import threading
 import time
@@ -43,16 +44,18 @@ _READY: Final = abi.offset(abi.Run, "ready_for_interrupt_injection")
 _IF: Final = abi.offset(abi.Run, "if_flag")
 _CR8: Final = abi.offset(abi.Run, "cr8") // 8
 _APIC_BASE: Final = abi.offset(abi.Run, "apic_base") // 8
-_MMIO_ADDRESS: Final = abi.offset(abi.Run, "mmio", "phys_addr") // 8
 _MMIO_AT: Final = abi.offset(abi.Run, "mmio", "data")
 _MMIO_DATA: Final = _MMIO_AT // 8
-_MMIO_LENGTH: Final = abi.offset(abi.Run, "mmio", "len") // 4
 _MMIO_IS_WRITE: Final = abi.offset(abi.Run, "mmio", "is_write")
 _IO_DIRECTION: Final = abi.offset(abi.Run, "io", "direction")
 _IO_SIZE: Final = abi.offset(abi.Run, "io", "size")
 _IO_PORT: Final = abi.offset(abi.Run, "io", "port") // 2
 _IO_COUNT: Final = abi.offset(abi.Run, "io", "count") // 4
 _IO_AT: Final = abi.offset(abi.Run, "io", "data_offset") // 8
+
+_MOSTLY: Final = struct.Struct("=I4xQQQQIB").unpack_from
+"""The exit's reason, CR8, the APIC base, and of an MMIO exit address, data, length and direction; from `_MOSTLY_AT`."""
+_MOSTLY_AT: Final = 4 * _REASON
 
 _ONES: Final = (1 << 64) - 1
 _MASKS: Final = tuple((1 << 8 * size) - 1 if size in (1, 2, 4, 8) else 0 for size in range(9))
@@ -234,35 +237,36 @@ class KvmCpu:
 
     def _loop(self) -> Exit:
         fd, ioctl, vcpu = self.fd, fcntl.ioctl, self.vcpu
-        u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
-        first, last, late = self._ring_first, self._ring_last, self._shortcuts.waiting
+        shared, u8, u16, u32, u64 = self.shared, self._u8, self._u16, self._u32, self._u64
+        first, last, shortcuts = self._ring_first, self._ring_last, self._shortcuts
+        zones, late = shortcuts.zones, shortcuts.waiting
         while True:
             if not self._unserved:
                 self._open = True
                 if self.attention and (exit := self._attend()) is not None:
                     return exit
                 try:
-                    ioctl(fd, _RUN, 0)
+                    ioctl(fd, _RUN)  # with an argument, even 0, Python tries it as a buffer first, which costs a lot
                 except OSError as exc:
                     self._came_back(exc)
                 self._open = False
-            if late or u32[first] != u32[last]:
+            if late or (zones and u32[first] != u32[last]):
                 self._unserved = True
                 try:
-                    self._shortcuts.drain(vcpu)
+                    shortcuts.drain(vcpu)
                 except _UnansweredError as pending:
                     return self._hand_out(pending.exit, _MMIO_AT)
             self._unserved = False
-            if u64[_CR8] != self.cr8 or u64[_APIC_BASE] != self.apic_base:
-                self.guest_changed(u64[_CR8], u64[_APIC_BASE])
-            reason = u32[_REASON]
+            # One look at the page for all that most exits need: each one by itself costs as much.
+            reason, cr8, apic_base, address, data, length, is_write = _MOSTLY(shared, _MOSTLY_AT)
+            if cr8 != self.cr8 or apic_base != self.apic_base:
+                self.guest_changed(cr8, apic_base)
             try:
                 if reason == _MMIO:
-                    address, length = u64[_MMIO_ADDRESS], u32[_MMIO_LENGTH]
                     if not (mask := _MASKS[length]):
                         self._cut(address, length)
-                    elif u8[_MMIO_IS_WRITE]:
-                        vcpu.mmio_path.write(address, length, u64[_MMIO_DATA] & mask)
+                    elif is_write:
+                        vcpu.mmio_path.write(address, length, data & mask)
                         if address >> 12 == self.apic_page:
                             self.controller_written()
                         continue
@@ -372,7 +376,7 @@ class KvmCpu:
                 u64[_MMIO_DATA] = _ONES
             u8[_IMMEDIATE_EXIT] = 1
             try:
-                fcntl.ioctl(self.fd, _RUN, 0)
+                fcntl.ioctl(self.fd, _RUN)
             except InterruptedError:
                 u32[_REASON] = _INTR
             finally:

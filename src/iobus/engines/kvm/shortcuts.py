@@ -77,7 +77,8 @@ class Shortcuts:
         self._wake = wake
         self._lock = threading.Lock()
         self._bells: dict[_Bell, Doorbell] = {}
-        self._zones: dict[_Zone, Claim] = {}
+        self.zones: Final[dict[_Zone, Claim]] = {}
+        """What the kernel coalesces; while there is none, its ring is empty."""
         self.stale = False
         """`sync` is due before guest code runs."""
         self.waiting: Final[deque[_Write]] = deque()
@@ -115,7 +116,7 @@ class Shortcuts:
     def changed(self) -> None:
         """The registrations, or who observes, have become different."""
         machine = self._machine
-        if self._bells or self._zones:
+        if self._bells or self.zones:
             self.stale = True
             self.sync()  # now: what has left must not be the kernel's any more
         elif machine.mmio.shortcuts or machine.pio.shortcuts:
@@ -130,23 +131,23 @@ class Shortcuts:
             bells, zones = self._wanted()
             for bell in [bell for bell, doorbell in self._bells.items() if bells.get(bell) is not doorbell]:
                 self._ioeventfd(bell, self._bells.pop(bell), ioctls.KVM_IOEVENTFD_FLAG_DEASSIGN)
-            gone = [zone for zone, claim in self._zones.items() if zones.get(zone) is not claim]
+            gone = [zone for zone, claim in self.zones.items() if zones.get(zone) is not claim]
             for zone in gone:
                 self._coalesce(zone, ioctls.KVM_UNREGISTER_COALESCED_MMIO)
             if gone:
                 self._take()  # they are of those who had the zones
             for zone in gone:
-                del self._zones[zone]
+                del self.zones[zone]
             # What the kernel has no room for comes out.
             for bell in bells.keys() - self._bells.keys():
                 with contextlib.suppress(OSError):
                     self._ioeventfd(bell, bells[bell], 0)
                     self._bells[bell] = bells[bell]
-            for zone in zones.keys() - self._zones.keys():
+            for zone in zones.keys() - self.zones.keys():
                 with contextlib.suppress(OSError):
                     self._coalesce(zone, ioctls.KVM_REGISTER_COALESCED_MMIO)
-                    self._zones[zone] = zones[zone]
-            if self._zones and self._thread is None and not self._closing.is_set():
+                    self.zones[zone] = zones[zone]
+            if self.zones and self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._main, name="iobus-kvm-coalesced", daemon=True)
                 self._thread.start()
 
@@ -204,7 +205,7 @@ class Shortcuts:
 
     def flush(self) -> None:
         """Bring all coalesced writes, from any thread but a device's callback; what a device raises, `run` does."""
-        if not (self._zones or self.waiting):
+        if not (self.zones or self.waiting):
             return
         try:
             self.drain(None)
@@ -260,7 +261,7 @@ class Shortcuts:
 
     def _claim_at(self, address: int, size: int) -> Claim | None:
         """Whose a write in the ring was; None where its size is not one of theirs."""
-        for (base, length), claim in self._zones.items():
+        for (base, length), claim in self.zones.items():
             if base <= address < base + length:
                 return claim if size in claim.region.sizes else None
         return None
