@@ -583,7 +583,7 @@ nmi_handler:
         pop     rcx
         iretq
 
-# Two CPUs send CPU 0 an NMI each at the same time, 2000 times: it takes two each time.
+# Two CPUs send CPU 0 an NMI each at the same time, 1000 times: it takes two each time.
 two_nmis:
         handle  2, count_nmi
         handle  0x44, flushed
@@ -610,7 +610,7 @@ two_nmis:
 5:      pause
         cmp     [SCRATCH + 0x38], r12d
         jne     5b
-        cmp     r12d, 2000
+        cmp     r12d, 1000
         jne     1b
 4:      log     r12d
         mov     eax, [SCRATCH + 0x10]

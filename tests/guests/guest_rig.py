@@ -19,7 +19,7 @@ from iobus.bus import Device
 from iobus.clock import SteppedClock
 from iobus.cpu_registers import Segment
 from iobus.devices.debug_exit import DebugExitPort
-from iobus.devices.test_device import LineSwitches
+from iobus.devices.test_device import EchoMemory, LineSwitches
 from iobus.engines.kvm.engine import KvmEngine
 from iobus.exits import DebugExit
 from iobus.machine import Engine
@@ -76,6 +76,7 @@ class PcGuest(rig.Guest):
         finish = DebugExitPort(lambda code: pc.machine.stop(DebugExit(code)))
         for device, base in ((lines, layout.TEST_LINES), (finish, layout.DEBUG_EXIT), (TimePort(clock), TIME)):
             pc.machine.pio.attach(device, base, device.length)
+        pc.machine.mmio.attach(EchoMemory(), layout.TEST_MEMORY)
         self.memory.write(rig.CODE, self.image.code)
         self.start()
         self.enter(entry)

@@ -142,9 +142,10 @@ _interrupted:
 1:      iretd
         jmp     _interrupted
 
-# A page fault's error code is on the handling task's stack, and that task has page tables of its own.
-page_fault:
-        mov     edx, 0x60000            # a page directory: 4 MiB pages
+# Paging on: 4 MiB pages as they are, of which 4 MiB to 8 MiB are not there. In the other directory, at 0x61000, they
+# are the first 4 MiB once more.
+_paging:
+        mov     edx, 0x60000
         mov     eax, 0x83
         mov     ecx, 1024
 1:      mov     [edx], eax
@@ -152,8 +153,8 @@ page_fault:
         add     edx, 4
         add     eax, 0x400000
         loop    1b
-        mov     dword ptr [0x60000 + 4], 0      # 4 MiB to 8 MiB are not there in the main task
-        mov     dword ptr [0x61000 + 4], 0x83   # in the other they are the first 4 MiB
+        mov     dword ptr [0x60000 + 4], 0
+        mov     dword ptr [0x61000 + 4], 0x83
         mov     eax, cr4
         or      eax, 0x10
         mov     cr4, eax
@@ -162,8 +163,12 @@ page_fault:
         mov     eax, cr0
         or      eax, 0x80000000
         mov     cr0, eax
-        jmp     1f
-1:      task    _faulted
+        ret
+
+# A page fault's error code is on the handling task's stack, and that task has page tables of its own.
+page_fault:
+        call    _paging
+        task    _faulted
         mov     dword ptr [TSS2 + TSS_CR3], 0x61000
         task_gate 14, OTHER
         mov     dword ptr [0x400000 + SCRATCH], 0x1234
@@ -187,6 +192,45 @@ _faulted:
         mov     dword ptr [0x60000 + 4], 0x83
         iretd
         jmp     _faulted
+
+# The stack is not there where a division error, then an INT, is delivered: a page fault, by a task that maps it; then
+# the instruction again.
+serial: call    _paging
+        handle  0, _divide
+        handle  0x41, _int
+        task    _mapped
+        task_gate 14, OTHER
+        mov     esp, 0x450800
+        mov     eax, 21
+        xor     edx, edx
+        xor     ecx, ecx
+_divides:
+        div     ecx
+        mov     esp, STACK2 + 0x800
+        log     eax
+        mov     dword ptr [0x60000 + 4], 0
+        mov     eax, cr3
+        mov     cr3, eax
+        mov     esp, 0x450800
+_ints:  int     0x41
+        mov     esp, STACK2 + 0x800
+        log     5
+        end
+_divide:
+        mov     ecx, 7
+        iretd
+_int:   iretd
+_mapped:
+        pop     eax
+        log     eax
+        mov     eax, cr2
+        log     eax
+        mov     eax, [MAIN_TSS + TSS_EIP]
+        sub     eax, offset _divides
+        log     eax
+        mov     dword ptr [0x60000 + 4], 0x83
+        iretd
+        jmp     _mapped
 
 # What cannot be: logs vector, error code of each.
 faults: handle  13, _gp

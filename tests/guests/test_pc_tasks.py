@@ -46,6 +46,13 @@ def test_a_page_fault_in_a_task_of_its_own() -> None:
 
 
 @GATES
+def test_a_fault_in_the_delivery_of_another() -> None:
+    """Table 7-5: a page fault in the delivery of a division error, or an INT; then the instruction again."""
+    stack, the_int = 0x4507FC, 0x22  # where its address is, from the DIV's
+    assert run32("tasks", "serial") == [2, stack, 0, 3, 2, stack, the_int, 5]
+
+
+@GATES
 def test_what_cannot_be_switched_to() -> None:
     """Table 9-1: busy #GP, absent #NP, too short #TS; by a gate with EXT of the error code clear; a bad back link."""
     assert run32("tasks", "faults") == [
