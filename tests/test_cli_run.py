@@ -131,6 +131,11 @@ BAD: dict[str, tuple[Callable[[Files], list[object]], str]] = {
         lambda f: [f.write("i", elf([Load(MIB, multiboot(), 512 * MIB)], MIB))],
         "is not in RAM; usable are",
     ),
+    "no CPU": (lambda f: [f.write("i", protected(HANG)), "--cpus", "0"], "--cpus: '0' is no number of CPUs; give 1 to"),
+    "too many CPUs": (
+        lambda f: [f.write("i", protected(HANG)), "--cpus", "256"],
+        "'256' is no number of CPUs; give 1 to 2",
+    ),
     "too little memory": (lambda f: [f.write("i", protected(HANG)), "--memory", "1M"], "is not in RAM"),
 }
 

@@ -59,11 +59,11 @@ def seconds(text: str) -> float:
 
 
 def cpus(text: str) -> int:
-    """An argparse type: a number of CPUs."""
+    """An argparse type: a number of CPUs. Their APIC IDs, from 0, have 8 bits, and 255 is the broadcast."""
     try:
         count = number(text)
     except ValueError:
         count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of CPUs; give 1 or more")
+    if not 1 <= count <= 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of CPUs; give 1 to 255")
     return count
