@@ -108,6 +108,15 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
     assert len(browser.find_elements("css selector", "#heat .heat span")) == 5
     assert browser.find_element("css selector", "#heat .heat span").text == "ID"
     assert "0xe0000000" in browser.find_element("id", "unclaimed").text
+    facts = [fact.text.splitlines() for fact in browser.find_elements("css selector", "#facts div")]
+    assert facts[0] == ["134", "accesses of 2 vCPUs"]
+    assert facts[5] == ["2", "claimed by nobody"]
+    slowest = [cell.text for cell in browser.find_elements("css selector", "#slowest tbody tr:first-child td")]
+    assert slowest == ["0.040000", "vcpu0", "read, 4 bytes", "uart", "0xd0000000", "0x28", "ID 0x0", "5,000"]
+    at = browser.find_element("css selector", "#slowest th:first-child button")
+    at.click()
+    at.click()
+    assert browser.find_element("css selector", "#slowest tbody td").text == "0.000000"
 
     def reads() -> list[int]:
         return [int(cell.text) for cell in browser.find_elements("css selector", "#devices td:nth-child(4)")]

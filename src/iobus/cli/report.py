@@ -85,7 +85,8 @@ def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
     end = max(max(region.times) for region in regions.values())
     step = max(1, -(-(end - start + 1) // _BUCKETS))
     return {
-        "title": title, "accesses": count, "vcpus": len(vcpus), "start": start, "step": step, "buckets": _BUCKETS,
+        "title": title, "nobody": _NOBODY, "accesses": count, "vcpus": len(vcpus), "start": start, "step": step,
+        "buckets": _BUCKETS,
         "regions": [
             {
                 "name": name, "device": region.device, "space": region.space, "reads": region.reads,
@@ -95,12 +96,19 @@ def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
             }
             for name, region in ranked
         ],
-        "slowest": [
-            {"what": str(record), "taken": taken} for taken, _, record in sorted(slowest, reverse=True)
-        ],
+        "slowest": [_plain(record) for _, _, record in sorted(slowest, reverse=True)],
         "unclaimed": [
             [space, hex(address), verb, n] for (space, address, verb), n in unclaimed.most_common(_UNCLAIMED)
         ],
+    }  # fmt: skip
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """An access as the page's table has it."""
+    return {
+        "time": record.time, "vcpu": record.vcpu, "verb": "write" if record.is_write else "read", "size": record.size,
+        "region": record.region or _NOBODY, "address": hex(record.address), "value": hex(record.value),
+        "registers": " ".join(register.text for register in record.registers), "taken": record.taken,
     }  # fmt: skip
 
 
