@@ -2,21 +2,26 @@
 
 Both have an ID, a control register with an enable bit, a write-1-to-clear status and a scratch register, and
 take 32-bit accesses; the hand-written one takes no others, as such devices do. Once without an
-interrupt, once with a line that follows enable and status after each write.
+interrupt, once with a line that follows enable and status after each write. Beside them stands the simulator that
+PeakRDL-python generates from the same registers, which `to_systemrdl` writes out for it.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter_ns
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.contest import Contender, contend, pass_over
 from benchmarks.report import Row
 from iobus.bus import Bus, Device
 from iobus.irq import Pin
-from iobus.registers import RW, RW1C, Field, R, Register, RegisterBank
+from iobus.registers import RW, RW1C, Field, R, Register, RegisterBank, to_systemrdl
 from iobus.state import State, Stateful
 
 _BASE: Final = 0xD0000000
@@ -138,6 +143,7 @@ def run(quick: bool) -> list[Row]:
             rounds,
             None,
         ),
+        *_compare_generated(accesses, rounds),
     ]
 
 
@@ -151,6 +157,69 @@ def _compare(
     iobus, peer = make(declared, count), make(written, count)
     contend([iobus, peer], rounds)
     return Row("registers", name, "ns", "written by hand", iobus.ns, peer.ns, goal=goal)
+
+
+_GENERATED: Final = "PeakRDL-python"
+
+
+def _compare_generated(count: int, rounds: int) -> list[Row]:
+    """The accesses of the same registers as PeakRDL-python's simulator makes them."""
+    names = ("register read, generated", "register write, generated")
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            simulator = _generate(directory)
+        except ModuleNotFoundError as exc:
+            return [Row("registers", name, "ns", _GENERATED, note=f"{exc.name} is not installed") for name in names]
+    made = ((names[0], _reads, _generated_reads), (names[1], _writes, _generated_writes))
+    rows: list[Row] = []
+    for name, ours, theirs in made:
+        iobus, peer = ours(Declared, count), theirs(simulator, count)
+        contend([iobus, peer], rounds)
+        rows.append(Row("registers", name, "ns", _GENERATED, iobus.ns, peer.ns))
+    return rows
+
+
+def _generated_reads(simulator: Any, count: int) -> Contender:
+    """What `_reads` does; a simulator's addresses begin at 0."""
+    addresses = [4 * (index % 4) for index in range(count)]
+
+    def access() -> int:
+        read, start = simulator.read, perf_counter_ns()
+        for address in addresses:
+            read(address, 32, 32)
+        return perf_counter_ns() - start
+
+    return Contender(count, access, lambda: pass_over(addresses))
+
+
+def _generated_writes(simulator: Any, count: int) -> Contender:
+    """What `_writes` does."""
+    addresses = [4 + 4 * (index % 3) for index in range(count)]
+
+    def access() -> int:
+        write, start = simulator.write, perf_counter_ns()
+        for address in addresses:
+            write(address, 32, 32, 1)
+        return perf_counter_ns() - start
+
+    return Contender(count, access, lambda: pass_over(addresses))
+
+
+def _generate(directory: str) -> Any:
+    """The simulator of `Declared`. Raises `ModuleNotFoundError`."""
+    from peakrdl_python import PythonExporter
+    from systemrdl import RDLCompiler
+
+    source = Path(directory, "declared.rdl")
+    source.write_text(to_systemrdl(Declared))
+    compiler = RDLCompiler()
+    compiler.compile_file(str(source))
+    PythonExporter().export(compiler.elaborate().top, directory, skip_test_case_generation=True)
+    sys.path.insert(0, directory)
+    try:
+        return importlib.import_module("Declared.sim.Declared").Declared_simulator_cls(address=0)
+    finally:
+        sys.path.remove(directory)
 
 
 def _reads(kind: Kind, count: int) -> Contender:

@@ -52,6 +52,7 @@ def environment() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "unicorn": _distribution("unicorn"),
         "intervaltree": _distribution("intervaltree"),
+        "peakrdl-python": _distribution("peakrdl-python"),
         "qemu": _qemu_version(),
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

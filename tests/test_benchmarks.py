@@ -60,7 +60,7 @@ def test_every_row_compares_or_says_why_not(quick: tuple[str, dict[str, Any]]) -
 
 def test_each_peer_has_its_row(quick: tuple[str, dict[str, Any]]) -> None:
     """Dispatch is held beside the bare call, the seed's search, bisect and intervaltree; MMIO beside the binding;
-    registers beside the device written by hand.
+    registers beside the device written by hand and beside a generated simulator.
     """
     _, result = quick
     peers: dict[str, list[str]] = {}
@@ -72,6 +72,7 @@ def test_each_peer_has_its_row(quick: tuple[str, dict[str, Any]]) -> None:
         assert peers[name] == ["unicorn mmio_map"]
     for name in ("register read", "register write"):
         assert peers[name] == ["written by hand"]
+        assert peers[f"{name}, generated"] == ["PeakRDL-python"]
 
 
 def test_table_has_a_line_for_each_row(quick: tuple[str, dict[str, Any]]) -> None:
