@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from iobus.bus import Bus, Claim, Device, Region
+from iobus.bus import Bus, Device, Region
+from iobus.claims import Claim
 
 
 @contextmanager

@@ -11,65 +11,30 @@ How a lookup stays flat however many devices there are:
 1. `_reads[size][address]`: the answer of an earlier lookup of just this access, also "nobody".
    Every change of the registrations replaces these dictionaries, so an entry is never out of
    date. An access that an `in_range` callback has a say in is never remembered.
-2. `_levels`: each claim is filed under the smallest power of two that covers its length, in the
-   one or two slots of that size that it touches. A lookup probes one slot a level in use.
+2. `_claims`: filed by size and place, so that a lookup looks into a handful of slots (claims.py).
 
-No lookup takes a lock: slots and levels are immutable tuples, replaced whole by the writer that
-holds `_change`. `tests/test_bus_property.py` holds all this beside a linear search.
+No lookup takes a lock. `tests/test_bus_property.py` holds all this beside a linear search.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from iobus.claims import Claim, Claims, checked, device_error
 from iobus.doorbell import Doorbell, ringing
+from iobus.errors import BusFullError as BusFullError
+from iobus.errors import DeviceError as DeviceError
+from iobus.errors import IobusError as IobusError
+from iobus.errors import RegistrationError as RegistrationError
 from iobus.widths import SIZES as SIZES
-from iobus.widths import Endian, Read, Write, adapter
+from iobus.widths import Endian, adapter
 from iobus.widths import Value as Value
 
 MOST: Final = tuple((1 << 8 * size) - 1 for size in range(max(SIZES) + 1))
 """By size in bytes, the most a value can be."""
 HITS_LIMIT: Final = 1 << 16  # a guest can touch any address: bound what its accesses make us keep
-
-
-class IobusError(Exception):
-    """The root of every error iobus raises for its own reasons."""
-
-
-class RegistrationError(IobusError, ValueError):
-    """A registration that cannot be: it names the region, the value and what would be right."""
-
-
-class BusFullError(RegistrationError):
-    """The bus was made with a capacity and it is used up."""
-
-
-class DeviceError(IobusError):
-    """A device raised, or answered with something that is no value of the access's size.
-
-    The original exception, where there is one, is `__cause__` with its traceback. The machine is
-    whole: it can be inspected, and run on.
-    """
-
-    def __init__(
-        self, device: object, region: str, address: int, offset: int, size: int, value: int | None, what: str
-    ) -> None:
-        self.device = device
-        self.region = region
-        self.address = address
-        self.offset = offset
-        self.size = size
-        self.value = value
-        """The value of a write; None for a read."""
-        self.is_write = value is not None
-        access = "read" if value is None else "write"
-        shown = "" if value is None else f" of {value:#x}"
-        super().__init__(
-            f"{type(device).__name__} at region {region!r}: {size}-byte {access}{shown} "
-            f"at address {address:#x} (offset {offset:#x}): {what}"
-        )
 
 
 class Device:
@@ -102,18 +67,6 @@ class Device:
 
     def reset(self) -> None:
         """Return to the power-on state. Called when the machine is reset."""
-
-
-class Claim(NamedTuple):
-    """One region's standing at one moment. Immutable: a move makes a new one."""
-
-    region: Region
-    base: int
-    end: int
-    rank: tuple[int, int]
-    read: Read
-    write: Write
-    asked: Callable[[int, int], bool] | None
 
 
 Hit = tuple[Callable[..., Any], int, Any]
@@ -304,8 +257,7 @@ class Bus:
         self._change = threading.Lock()
         self._order = 0
         self._regions: dict[Region, None] = {}  # ordered, and cheap to leave
-        self._levels: tuple[tuple[int, dict[int, tuple[Claim, ...]]], ...] = ()
-        self._asked: tuple[Claim, ...] = ()
+        self._claims = Claims()
         self._watchers: list[Callable[[], None]] = []
         self.shortcuts: tuple[Region, ...] = ()
         """The enabled regions with doorbells or coalesced writes, for an engine that has those nearer to the guest."""
@@ -452,15 +404,8 @@ class Bus:
 
         It asks no device, takes no lock, and where it cannot tell says yes.
         """
-        end, claims = base + length, list(self._asked)
-        for shift, slots in self._levels:
-            first, last = base >> shift, end - 1 >> shift
-            few = last - first < len(slots)
-            for slot in [slots.get(slot, ()) for slot in range(first, last + 1)] if few else list(slots.values()):
-                claims += slot
-        return any(
-            claim.base < end and base < claim.end and (region is None or claim.rank < region._rank) for claim in claims
-        )
+        claims = self._claims.touching(base, base + length)
+        return any(region is None or claim.rank < region._rank for claim in claims)
 
     def on_change(self, forget: Callable[[], None]) -> None:
         """Have `forget()` called at the end of each change of the registrations, with the bus's inner lock held.
@@ -488,7 +433,7 @@ class Bus:
         remember = after is None
         while True:
             claim = self._next(address, size, value, after)
-            if remember and not any(claim is None or other.rank <= claim.rank for other in self._asked):
+            if remember and not any(claim is None or other.rank <= claim.rank for other in self._claims.asked):
                 if len(hits) >= HITS_LIMIT:
                     hits.clear()
                 call = _nobody if claim is None else claim.read if value is None else claim.write
@@ -509,20 +454,7 @@ class Bus:
 
     def _next(self, address: int, size: int, value: int | None, after: Claim | None) -> Claim | None:
         """The claim on the whole access that comes first in order, behind `after` where given."""
-        end = address + size
-        claims = [claim for shift, slots in self._levels for claim in slots.get(address >> shift, ())]
-        claims += self._asked
-        claims = [
-            claim
-            for claim in claims
-            if claim.base <= address
-            and end <= claim.end
-            and size in claim.region.sizes
-            and (after is None or claim.rank > after.rank)
-        ]
-        if len(claims) > 1:
-            claims.sort(key=_by_rank)
-        for claim in claims:
+        for claim in self._claims.of(address, size, after):
             if claim.asked is None:
                 return claim
             try:
@@ -552,29 +484,10 @@ class Bus:
     def _file(self, claim: Claim) -> None:
         # First, so that no access takes the new claim for impossible. They never shrink: that is rare.
         self.low, self.high = min(self.low, claim.base), max(self.high, claim.end)
-        if claim.asked is not None:
-            self._asked += (claim,)
-            return
-        shift = (claim.end - claim.base - 1).bit_length()
-        slots = dict(self._levels).get(shift)
-        if slots is None:
-            slots = {}
-            self._levels = (*self._levels, (shift, slots))
-        for slot in {claim.base >> shift, (claim.end - 1) >> shift}:
-            slots[slot] = (*slots.get(slot, ()), claim)
+        self._claims.file(claim)
 
     def _unfile(self, claim: Claim) -> None:
-        if claim.asked is not None:
-            self._asked = tuple(other for other in self._asked if other is not claim)
-            return
-        shift = (claim.end - claim.base - 1).bit_length()
-        slots = dict(self._levels).get(shift, {})
-        for slot in {claim.base >> shift, (claim.end - 1) >> shift}:
-            rest = tuple(other for other in slots.get(slot, ()) if other is not claim)
-            if rest:
-                slots[slot] = rest
-            else:
-                slots.pop(slot, None)
+        self._claims.unfile(claim)
 
     def _remove(self, claim: Claim | None, region: Region) -> None:
         del self._regions[region]
@@ -598,23 +511,3 @@ class Bus:
 def _nobody(*access: int) -> Value:
     """What a remembered lookup calls where no device claims the access."""
     return NotImplemented  # type: ignore[no-any-return]
-
-
-def _by_rank(claim: Claim) -> tuple[int, int]:
-    return claim.rank
-
-
-def device_error(claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> DeviceError:
-    region = claim.region
-    what = f"{type(exc).__name__}: {exc}"
-    return DeviceError(region.device, region.name, address, address - claim.base, size, value, what)
-
-
-def checked(claim: Claim, address: int, size: int, value: object) -> int:
-    """The value of a read as a plain int, or `DeviceError` where it is none of that size."""
-    if isinstance(value, int) and not value >> (size << 3):
-        return int(value)
-    region = claim.region
-    shown = f"{value:#x}" if isinstance(value, int) else repr(value)
-    what = f"read returned {shown}; it must be an int from 0 to {(1 << (8 * size)) - 1:#x}, or NotImplemented"
-    raise DeviceError(region.device, region.name, address, address - claim.base, size, None, what)

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from iobus.bus import Bus, IobusError, Region, checked, device_error
+from iobus.bus import Bus, IobusError, Region
+from iobus.claims import checked, device_error
 from iobus.lock import Lock
 from iobus.memory import Memory
 

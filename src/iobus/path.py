@@ -11,7 +11,8 @@ from threading import get_ident
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
-from iobus.bus import HITS_LIMIT, MOST, Bus, Claim, Hits, Region, checked, device_error
+from iobus.bus import HITS_LIMIT, MOST, Bus, Hits, Region
+from iobus.claims import Claim, checked, device_error
 from iobus.lock import Lock
 
 Unclaimed = Callable[[int, int, int | None], int]

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from iobus.bus import Bus, Claim, Region, device_error
+from iobus.bus import Bus, Region
+from iobus.claims import Claim, device_error
 from iobus.dma import whole
 from iobus.doorbell import Doorbell
 from iobus.engines.kvm import abi, ioctls

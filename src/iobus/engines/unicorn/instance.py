@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from iobus.bus import MOST, Claim, Hits, device_error
+from iobus.bus import MOST, Hits
+from iobus.claims import Claim, device_error
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner

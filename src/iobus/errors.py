@@ -1,0 +1,44 @@
+"""What iobus raises for its own reasons, and when a device goes wrong. The ground floor; it imports nothing of iobus.
+
+What a guest does wrong is not among these: its faults are in `exits.py`.
+"""
+
+from __future__ import annotations
+
+
+class IobusError(Exception):
+    """The root of every error iobus raises for its own reasons."""
+
+
+class RegistrationError(IobusError, ValueError):
+    """A registration that cannot be: it names the region, the value and what would be right."""
+
+
+class BusFullError(RegistrationError):
+    """The bus was made with a capacity and it is used up."""
+
+
+class DeviceError(IobusError):
+    """A device raised, or answered with something that is no value of the access's size.
+
+    The original exception, where there is one, is `__cause__` with its traceback. The machine is
+    whole: it can be inspected, and run on.
+    """
+
+    def __init__(
+        self, device: object, region: str, address: int, offset: int, size: int, value: int | None, what: str
+    ) -> None:
+        self.device = device
+        self.region = region
+        self.address = address
+        self.offset = offset
+        self.size = size
+        self.value = value
+        """The value of a write; None for a read."""
+        self.is_write = value is not None
+        access = "read" if value is None else "write"
+        shown = "" if value is None else f" of {value:#x}"
+        super().__init__(
+            f"{type(device).__name__} at region {region!r}: {size}-byte {access}{shown} "
+            f"at address {address:#x} (offset {offset:#x}): {what}"
+        )
