@@ -49,11 +49,14 @@ def boots(_iobus_guests):
 def test_leaves_all(guest):
     guest.attach(Loud(), at=AT)
     guest.modprobe("null_blk")
+    guest.run("mknod /dev/mine c 1 3; touch /run/mine; dmesg -n 1")
     guest.run("touch /tmp/file; sleep 1000 & mkdir /tmp/a; mount -t tmpfs mine /tmp/a; cd /tmp/a; sleep 1000 &")
     with pytest.raises(Exception, match="left"):
         guest.run(f"devmem {AT + 8:#x} 32; sleep 1000")
 
 def test_finds_nothing(guest, boots):
+    assert guest.run("ls /dev/mine /run/mine").status == 1
+    assert guest.run("cut -f1 /proc/sys/kernel/printk").output == "8\\n"
     assert guest.run("ls /tmp; cat /proc/modules; ps | grep -c '[s]leep'").output == "0\\n"
     assert guest.run(f"mount | grep -c mine; devmem {AT:#x} 32").output == "0\\n0xFFFFFFFF\\n"
     assert not guest.pc.pins[11].level

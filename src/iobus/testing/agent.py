@@ -51,6 +51,7 @@ exec 3<>/run/out
 relay() {{ (trap '' INT QUIT; exec cat <&3 >/dev/ttyS1 2>/dev/null) & relay=$!; }}
 relay
 dmesg -n 8
+find /dev >/run/dev
 printf '{hello}' >&3
 while :; do
     read -r pages || continue

@@ -30,6 +30,12 @@ done
 cut -d' ' -f2 /proc/mounts | tac | while read -r place; do
     case $place in /|/proc|/sys|/dev|/run|/tmp) ;; *) again umount "$place" || echo "a mount at $place" ;; esac
 done
+find /dev | grep -vxF -f /run/dev | while read -r node; do rm -rf "$node"; done
+for file in /run/* /run/.[!.]*; do
+    case $file in /run/out|/run/script|/run/dev) ;; *) rm -rf "$file" ;; esac
+done
+grep -q '^rootfs / rootfs ro' /proc/mounts || echo "a root file system that can be written"
+dmesg -n 8
 again umount /tmp && mount -t tmpfs tmp /tmp || echo "files in /tmp that are in use"
 echo "tainted $(cat /proc/sys/kernel/tainted)"
 cat /proc/interrupts
