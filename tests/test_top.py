@@ -33,8 +33,8 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def text_of(before: dict[str, Any], now: dict[str, Any]) -> str:
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+def text_of(before: dict[str, Any], now: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
     console.print(tables(before, now, "1"))
     return console.export_text()
 
@@ -58,6 +58,19 @@ def test_counts_are_of_what_happens_while_somebody_looks() -> None:
     assert ["irq5", "probe", 1] in found["interrupts"]
     assert path.reads[1][0x3FD]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_address_is_whole_on_a_narrow_terminal() -> None:
+    """Of 80 columns the base of a region and an unclaimed address get what they need."""
+    now = {
+        "time": 10**9,
+        "regions": [["vcpu0.mmio", 0xFEE00000, "local-apic", 123_456, 123_456, 123_456_789]],
+        "interrupts": [],
+        "unclaimed": [["mmio", 0xE0000000, "read", 12]],
+    }
+    text = text_of({**now, "time": 0, "regions": []}, now, width=80)
+    assert "0xfee00000" in text
+    assert "0xe0000000" in text
 
 
 def test_a_rate_is_of_the_guests_time_between_two_snapshots() -> None:

@@ -68,7 +68,9 @@ def tables(before: dict[str, Any], now: dict[str, Any], pid: str) -> Group:
 def _table(*columns: str, title: str) -> Table:
     made = Table(title=title, title_justify="left", expand=True)
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        # An address is shown whole also where the terminal is narrow: the other columns give way.
+        wide = 10 if column in ("base", "address") else None
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", min_width=wide)
     return made
 
 
