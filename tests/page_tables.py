@@ -1,6 +1,6 @@
 """Builds x86 page tables in guest RAM, the plain way, and remembers what it mapped.
 
-Written from the figures of the Intel SDM vol. 3A, chapter 5 (entry formats), without a look at `paging.py`.
+Written from the figures of the Intel SDM vol. 3A, chapter 4 (entry formats), without a look at `paging.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The page-table walk: page sizes, permissions, the exact error codes, accessed and dirty bits.
 
-By the Intel SDM vol. 3A, chapter 5: 5.6 (access rights), 5.7 (error code), 5.8 (accessed and dirty flags), and
-the entry formats of 5.3 to 5.5.
+By the Intel SDM vol. 3A, chapter 4: 4.6 (access rights), 4.7 (error code), 4.8 (accessed and dirty flags), and
+the entry formats of 4.3 to 4.5.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ def test_large_pages(mode: Mode, page: int) -> None:
 
 
 def test_pse36_reaches_above_4_gib() -> None:
-    """A 4 MiB page's entry holds physical address bits 32-39 in its bits 13-20 (SDM 5.3)."""
+    """A 4 MiB page's entry holds physical address bits 32-39 in its bits 13-20 (SDM 4.3)."""
     tables = Tables(memory := ram(), LEGACY)
     tables.map(0x0040_0000, 0xA5_0080_0000, page=MIB4)
     assert translate(memory, tables.paging(), 0x0041_2345) == 0xA5_0081_2345
 
 
 def test_without_cr4_pse_bit_7_of_a_pde_is_ignored() -> None:
-    """CR4.PSE off: a page-directory entry points to a table, whatever its bit 7 says (SDM table 5-5)."""
+    """CR4.PSE off: a page-directory entry points to a table, whatever its bit 7 says (SDM table 4-5)."""
     tables = Tables(memory := ram(), LEGACY)
     place = tables.map(GVA, 0x7000)
     (pde, pte) = tables.path(GVA)
@@ -207,7 +207,7 @@ def test_a_table_outside_ram_reads_as_not_present(mode: Mode) -> None:
 
 
 def test_the_fetch_bit_needs_nx_or_smep() -> None:
-    """I/D is set in the error code only where CR4.SMEP is, or EFER.NXE with CR4.PAE (SDM 5.7)."""
+    """I/D is set in the error code only where CR4.SMEP is, or EFER.NXE with CR4.PAE (SDM 4.7)."""
     tables = Tables(memory := ram(), LONG)
     without = tables.paging()._replace(efer=LME | LMA)
     assert fault(without, memory, GVA, fetch=True) == 0
@@ -309,7 +309,7 @@ def test_smap_keeps_the_supervisor_from_user_data_unless_ac_is_set() -> None:
     assert fault(allowed, memory, GVA + KIB4, write=True) == 0b00011
 
 
-# What is reserved (SDM 5.3 to 5.5, the entry format tables).
+# What is reserved (SDM 4.3 to 4.5, the entry format tables).
 
 
 def reserved_cases() -> list[Any]:

@@ -591,7 +591,7 @@ def test_registers_are_a_copy() -> None:
     ("cr0", "rflags", "dpl", "cpl"), [(0, 2, 3, 0), (PE, 2, 0, 0), (PE, 2, 3, 3), (PE, 1 << 17 | 2, 0, 3)]
 )
 def test_the_privilege_level(cr0: int, rflags: int, dpl: int, cpl: int) -> None:
-    """0 in real mode, 3 in virtual-8086 mode, else SS's DPL (SDM vol. 3A, 5.5 and 22.2)."""
+    """0 in real mode, 3 in virtual-8086 mode, else SS's DPL (SDM vol. 3A, 5.5 and 21.2)."""
     registers = Registers(cr0=cr0, rflags=rflags)
     registers.ss.access = 0x93 | dpl << 5
     assert registers.cpl == cpl

@@ -41,7 +41,7 @@ class Segment(State):
     limit: U32 = 0xFFFF
     """In bytes, granularity applied."""
     access: U16 = 0x93
-    """Descriptor bits 40-47 in bits 0-7 and 52-55 in bits 12-15 (the access rights of SDM section 25.4.1)."""
+    """Descriptor bits 40-47 in bits 0-7 and 52-55 in bits 12-15 (the access rights of SDM vol. 3C, section 25.4.1)."""
 
 
 @dataclasses.dataclass

@@ -121,7 +121,7 @@ class Gate:
 
 
 class DeliveryMode(enum.IntEnum):
-    """How an APIC message acts on its CPU (Intel SDM vol. 3A, table 11-18 and section 11.6.1)."""
+    """How an APIC message acts on its CPU (Intel SDM vol. 3A, sections 11.5.1 and 11.6.1)."""
 
     FIXED = 0
     LOWEST_PRIORITY = 1

@@ -1,6 +1,6 @@
 """Guest virtual to guest physical: the page-table walk in software, with every check and its fault.
 
-Near the ground: imports `exits.py`, `memory.py` and `cpu_registers.py`. By the Intel SDM vol. 3A, chapter 5
+Near the ground: imports `exits.py`, `memory.py` and `cpu_registers.py`. By the Intel SDM vol. 3A, chapter 4
 ("Paging"): 32-bit, PAE, 4-level and 5-level tables, large pages, user/supervisor, write, NX, SMEP, SMAP.
 """
 

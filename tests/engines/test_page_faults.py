@@ -111,7 +111,7 @@ def by_guest(guest: Accesses, tables: dict[int, int], access: str, gva: int, use
         return None
     error = guest.word()
     if error & ERROR_RESERVED:
-        error |= ERROR_P  # which a CPU emulated by QEMU leaves out (SDM vol. 3A, section 5.7: P is set where RSVD is)
+        error |= ERROR_P  # which a CPU emulated by QEMU leaves out (SDM vol. 3A, section 4.7: P is set where RSVD is)
     return error, guest.word(8)
 
 
@@ -149,6 +149,6 @@ def test_the_guest_faults_where_the_software_walk_does(
     results = []
     for way in (by_software, by_guest):
         fault = way(guest, tables, access, gva, user)
-        # A CPU may have set A bits on the way to a fault (SDM vol. 3A, section 5.8).
+        # A CPU may have set A bits on the way to a fault (SDM vol. 3A, section 4.8).
         results.append((fault, [guest.memory.load(address, 8) for address in tables] if fault is None else []))
     assert results[1] == results[0]

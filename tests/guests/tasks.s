@@ -1,4 +1,4 @@
-# Hardware tasks: switches by CALL, JMP, IRET, interrupts and exceptions. Intel SDM vol. 3A, chapter 9.
+# Hardware tasks: switches by CALL, JMP, IRET, interrupts and exceptions. Intel SDM vol. 3A, chapter 8.
 
         .include "pc32.inc"
 

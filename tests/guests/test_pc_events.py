@@ -1,4 +1,4 @@
-"""Events in 64-bit code on the whole PC (Intel SDM vol. 3A, chapters 6, 7; 3B, 18). The guests are events.s."""
+"""Events in 64-bit code on the whole PC (Intel SDM vol. 3A, chapter 6; 3B, 18). The guests are events.s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""16-bit code on the whole PC: real mode and virtual-8086 mode (Intel SDM vol. 3A, chapter 22). See legacy.s."""
+"""16-bit code on the whole PC: real mode and virtual-8086 mode (Intel SDM vol. 3A, chapter 21). See legacy.s."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def test_interrupts_of_virtual_8086_mode() -> None:
 
 
 def test_virtual_8086_mode_with_a_low_iopl() -> None:
-    """Section 22.2.8: CLI, STI, PUSHF, POPF, INT n and IRET are #GP(0); INT3 is not among them."""
+    """Section 21.2.8: CLI, STI, PUSHF, POPF, INT n and IRET are #GP(0); INT3 is not among them."""
     assert run32("legacy", "v86_iopl") == [0, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 6, 0x33]

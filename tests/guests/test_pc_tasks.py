@@ -1,4 +1,4 @@
-"""Hardware tasks on the whole PC (Intel SDM vol. 3A, chapter 9). The guests are tasks.s."""
+"""Hardware tasks on the whole PC (Intel SDM vol. 3A, chapter 8). The guests are tasks.s."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_switched_to() -> None:
 
 @GATES
 def test_a_task_in_virtual_8086_mode() -> None:
-    """Section 22.2.2: VM of the TSS's EFLAGS; UD2 there comes back by a task gate, all saved: nested, it stays busy."""
+    """Section 21.2.2: VM of the TSS's EFLAGS; UD2 there comes back by a task gate, all saved: nested, it stays busy."""
     assert run32("tasks", "v86_task") == [MAIN, 11, 11, 0x1234, 0x20000, 10, 0x2345, 0x10]
 
 

@@ -1,7 +1,7 @@
 """Interrupts and exceptions entered in Python: the gate, the checks, the stack, the registers.
 
 Used by fallback.py, where the library's own code for this cannot be reached. By the Intel SDM vol. 3A,
-chapter 7 (protected and 64-bit mode), chapter 22 (real mode) and vol. 2A, "INT n". Not here: task gates,
+chapter 6 (protected and 64-bit mode), chapter 21 (real mode) and vol. 2A, "INT n". Not here: task gates,
 which fault as a gate of no known type does.
 """
 
@@ -61,7 +61,7 @@ def deliver(vcpu: VCPU, state: CpuState, flags: int, event: Event) -> int:
     """Enter the handler of `event`, with RFLAGS `flags`; return the new RFLAGS, to be set by the caller.
 
     `state` changes only where the delivery succeeds; RIP in it is what the handler returns to. A fault
-    on the way is delivered instead (SDM vol. 3A, table 7-5). Raises `TripleFault`.
+    on the way is delivered instead (SDM vol. 3A, table 6-5). Raises `TripleFault`.
     """
     while True:
         try:
@@ -336,7 +336,7 @@ class _Linear:
     def __init__(self, vcpu: VCPU, state: CpuState) -> None:
         self._vcpu = vcpu
         paging = state.paging()
-        # SMAP has no exemption by AC for such accesses (SDM vol. 3A, section 5.6.1).
+        # SMAP has no exemption by AC for such accesses (SDM vol. 3A, section 4.6.1).
         self._paging = paging._replace(cpl=0, rflags=paging.rflags & ~RFLAGS_AC)
         self._mask = _MASK64 if paging.efer & EFER_LMA else 0xFFFFFFFF
 
