@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iobus.bus import Device
+from iobus.bus import Device, RegistrationError
 from iobus.clock import SteppedClock
 from iobus.devices.acpi_pm import S5_SLP_TYP, TMR_VAL_EXT
 from iobus.devices.hpet import SHORTEST_REPEAT
@@ -423,7 +423,7 @@ def test_a_user_s_device_is_in_the_dsdt() -> None:
     told = dsdt(pc)
     pc.reset()
     assert dsdt(pc) == told
-    with pytest.raises(ValueError, match="hardware ID 'me'"):
+    with pytest.raises(RegistrationError, match="Told, with acpi_id: hardware ID 'me'"):
         Told.acpi_id = "me"
         pc.attach(Told(), 0xD0002000)
 

@@ -82,6 +82,7 @@ def user_device(number: int, hid: str, base: int, length: int, gsis: Sequence[in
     The interrupts are level-triggered, active high. A Generic Event Device has edge-triggered ones and nothing else,
     and an _EVT that does nothing: the system counts its interrupts. Raises `ValueError`.
     """
+    aml.hardware_id(hid)  # raises for what is none
     if hid == GENERIC_EVENT_DEVICE:
         interrupts = tuple(aml.interrupt(gsi) for gsi in gsis)
         return AcpiDevice(f"U{number:03X}", hid, interrupts, number, (aml.method("_EVT", 1),))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from iobus.bus import Device, Region
+from iobus.bus import Device, Region, RegistrationError
 from iobus.clock import Clock
 from iobus.devices.acpi_pm import AcpiPm
 from iobus.devices.hpet import Hpet
@@ -199,7 +199,12 @@ class Pc:
         """
         before = self.lines()
         region = attach_told(self, self.machine.mmio, device, base, length, options)
-        if described := self.described(region, before):
+        try:
+            described = self.described(region, before)
+        except ValueError as exc:
+            region.detach()
+            raise RegistrationError(f"{type(device).__name__}, with acpi_id: {exc}") from None
+        if described is not None:
             self._acpi_devices.append(described)
             self._write_tables()
         return region

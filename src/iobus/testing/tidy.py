@@ -89,9 +89,12 @@ class _Kept:
         self.test = ""
         try:
             guest.boot()
+            tainted = guest.run("cat /proc/sys/kernel/tainted", check=True).output
         except BaseException:
             guest.close()
             raise
+        guest.new_test()
+        self._tainted: Final = int(tainted)  # by its boot
         self._lines: Final = guest.pc.lines()
         self._timers: Final = set(guest.machine.clock.timers)
 
@@ -147,4 +150,4 @@ class _Kept:
         if found is None:
             return [f"a shell that does not do as it is told: {said!r}"]
         guest.counted = interrupt_counts(found[3])
-        return [*found[1].splitlines(), *trouble(int(found[2]))]
+        return [*found[1].splitlines(), *trouble(int(found[2]) & ~self._tainted)]
