@@ -1,6 +1,7 @@
 """The command: bad input, exit statuses, the console. With guests of a few instructions, made here."""
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -347,29 +348,31 @@ def test_the_timeout_is_for_all_boots_together(files: Files) -> None:
 
 
 def test_trace_to_a_file(files: Files) -> None:
-    """A line for each access: time, r or w, bus, address, size, value, region; and those that nobody claims."""
+    """A line for each access: time, r or w, bus, address, size, value, region, RIP; and those that nobody claims."""
     code = LOAD + STORE + out(0x5678, 7) + b"\xec" + POWER_OFF
     trace = files.path / "trace.txt"
     done = run_guest(files, code, "--device", files.device(PLAIN), "--trace", trace)
     assert (done.returncode, done.stderr) == (0, b"")
-    lines = [line.split(maxsplit=1) for line in trace.read_text().splitlines()]
-    assert [line[1] for line in lines] == [
+    lines = [re.fullmatch(r"(\S+) (.*) rip=(0x\w+)", line) for line in trace.read_text().splitlines()]
+    assert all(lines)
+    assert [line[2] for line in lines if line] == [
         "r vcpu0 mmio 0xd0000000 4 0x00000000 Mine",
         "w vcpu0 mmio 0xd0000000 4 0x00000000 Mine",
         "w vcpu0 pio 0x5678 1 0x07 (unclaimed)",
         "r vcpu0 pio 0x5678 1 0xff (unclaimed)",
         "w vcpu0 pio 0x604 2 0x3400 acpi-pm",
     ]
-    times = [float(line[0]) for line in lines]
+    times = [float(line[1]) for line in lines if line]
     assert times == sorted(times)
+    assert all(0x1000200 <= int(line[3], 16) <= 0x1000200 + len(code) for line in lines if line)
 
 
 def test_trace_to_standard_error(files: Files) -> None:
     """Without a file the lines go beside the guest's output; what nobody claims still reads as ones."""
     done = run_guest(files, LOAD + b"\x66\xba\xf8\x03\xee" + POWER_OFF, "--trace")
     assert (done.returncode, done.stdout) == (0, b"\xff")
-    assert b" r vcpu0 mmio 0xd0000000 4 0xffffffff (unclaimed)\n" in done.stderr
-    assert b" w vcpu0 pio 0x3f8 1 0xff uart\n" in done.stderr
+    assert b" r vcpu0 mmio 0xd0000000 4 0xffffffff (unclaimed) rip=0x1" in done.stderr
+    assert b" w vcpu0 pio 0x3f8 1 0xff uart rip=0x1" in done.stderr
 
 
 def test_a_trace_that_cannot_be_kept_ends_the_run(files: Files) -> None:
@@ -475,5 +478,5 @@ def test_lines_of_ours_stand_on_their_own_on_a_raw_terminal(files: Files) -> Non
     with terminal("boot", "--kernel", files.kernel(say("ready") + LOAD + POWER_OFF), "--trace") as it:
         assert it.end() == 0
         lines = it.shown.split(b"\r\n")
-        assert any(line.endswith(b"4 0xffffffff (unclaimed)") and line[:1].isdigit() for line in lines)
+        assert any(b"4 0xffffffff (unclaimed) rip=" in line and line[:1].isdigit() for line in lines)
         assert b"r" in lines and b"\n" not in b"".join(lines)

@@ -1,6 +1,6 @@
 """`--trace [FILE]`: where a run's trace goes, by the file's name; above `iobus.trace`.
 
-On the terminal, and in a file of any other name, a record is a line of text (`Record.__str__`). `*.jsonl` is
+On the terminal, and in a file of any other name, a record is a line of text, with its RIP. `*.jsonl` is
 JSON lines, which `iobus replay` and `iobus report` read. `*.json` is what Perfetto's viewer
 (ui.perfetto.dev) opens: the Trace Event Format, with a track for each vCPU.
 """
@@ -30,7 +30,7 @@ def tracing(machine: Machine, where: str | None, say: Callable[[str], None]) -> 
     if where is None:
         yield
     elif not where:
-        with Tracer(machine, lambda record: say(str(record))):
+        with Tracer(machine, lambda record: say(_line(record))):
             yield
     else:
         try:
@@ -61,7 +61,11 @@ def _sink(suffix: str, file: IO[str]) -> Sink:
         return JsonLines(file)
     if suffix == ".json":
         return Perfetto(file)
-    return lambda record: print(record, file=file)
+    return lambda record: print(_line(record), file=file)
+
+
+def _line(record: Record) -> str:
+    return f"{record} rip={record.rip:#x}"
 
 
 class _TraceFile(io.TextIOWrapper):
