@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import boot, dispatch, guest, kvm, mmio, pc, registers, testing
+from benchmarks import boot, dispatch, guest, kvm, mmio, nested, pc, registers, testing
 from benchmarks.report import Row, environment, table
 
 BENCHMARKS: Final[dict[str, Callable[[bool], list[Row]]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[bool], list[Row]]]] = {
     "registers": registers.run,
     "guest": guest.run,
     "boot": boot.run,
+    "nested": nested.run,
     "pc": pc.run,
     "testing": testing.run,
 }

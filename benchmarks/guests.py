@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,18 +80,18 @@ def files() -> Iterator[Files]:
         yield Files(kernel, initrd)
 
 
-def on_iobus(files: Files, cpus: int = 1) -> Guest:
+def on_iobus(files: Files, cpus: int = 1, engine: str = "unicorn") -> Guest:
     """Start the guest on iobus."""
     return Guest(
         "iobus", sys.executable, "-m", "benchmarks.iobus_guest",
-        str(files.kernel), str(files.initrd), COMMAND_LINE, str(MEBIBYTES), str(cpus),
+        str(files.kernel), str(files.initrd), COMMAND_LINE, str(MEBIBYTES), str(cpus), engine,
     )  # fmt: skip
 
 
-def on_qemu(files: Files, cpus: int = 1) -> Guest:
-    """Start the guest on QEMU's TCG."""
+def on_qemu(files: Files, cpus: int = 1, accelerator: str = "tcg", machine: str = "pc") -> Guest:
+    """Start the guest on QEMU, by default on its TCG."""
     return Guest(
-        "QEMU", QEMU, "-M", "pc", "-accel", "tcg", "-m", str(MEBIBYTES), "-smp", str(cpus), "-display", "none",
+        "QEMU", QEMU, "-M", machine, "-accel", accelerator, "-m", str(MEBIBYTES), "-smp", str(cpus), "-display", "none",
         "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", str(files.kernel), "-initrd", str(files.initrd),
         "-append", COMMAND_LINE,
     )  # fmt: skip
@@ -166,7 +167,7 @@ class Guest:
         """End the process; return what it has used."""
         process = self._process
         if process.returncode is None:
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)  # not kill(): where it has ended, that takes its usage away
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             self._usage = Usage(usage.ru_utime, usage.ru_stime)

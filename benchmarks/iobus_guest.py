@@ -1,6 +1,6 @@
 """The process that boots a guest on iobus for `boot.py` and `guest.py`: a PC, and its serial line on stdio.
 
-    python -m benchmarks.iobus_guest KERNEL INITRD COMMAND_LINE MEBIBYTES CPUS
+    python -m benchmarks.iobus_guest KERNEL INITRD COMMAND_LINE MEBIBYTES CPUS ENGINE
 
 Does what QEMU is asked to do beside it, and nothing else: no terminal, no trace, no user's device.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from iobus.boot.handover import e820
 from iobus.boot.linux import LinuxKernel, read_initrd
 from iobus.cpu_registers import Registers, Segment
-from iobus.engines.unicorn.engine import UnicornEngine
+from iobus.engines import choose
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 
 
-def main(kernel: str, initrd: str, command_line: str, mebibytes: str, cpus: str) -> None:
+def main(kernel: str, initrd: str, command_line: str, mebibytes: str, cpus: str, engine: str) -> None:
     """Boot, and run until the guest ends."""
-    pc = Pc(UnicornEngine(), memory=int(mebibytes) << 20, console=_console, cpus=int(cpus))
+    pc = Pc(choose.make(engine), memory=int(mebibytes) << 20, console=_console, cpus=int(cpus))
     entry = LinuxKernel.read(kernel).load(
         pc.machine.memory,
         initrd=read_initrd(Path(initrd)),

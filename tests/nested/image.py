@@ -124,6 +124,18 @@ def job_archive(tree: Path, command: Sequence[str]) -> bytes:
     return initrd.to_bytes()
 
 
+def program_archive(programs: Sequence[Path], files: Sequence[Path] = ()) -> bytes:
+    """Return an archive of programs of this machine with their libraries, and of `files`, each where it is here."""
+    initrd = Initrd()
+    carried = _Programs(initrd)
+    for path in programs:
+        carried.add(path, str(path))
+    carried.add_what_they_need()
+    for path in files:
+        initrd.add_file(str(path), path.read_bytes(), 0o644)
+    return initrd.to_bytes()
+
+
 class _Programs:
     """Programs and shared objects in the archive, and the libraries they need."""
 

@@ -81,13 +81,14 @@ def run(
     seconds: float,
     tree: Path = PROJECT,
     cpus: int = 1,
+    carried: bytes = b"",
     shown: Callable[[str], object] = lambda line: None,
 ) -> Outcome:
     """Run `command` in a nested guest with `cpus` CPUs, in the directory of the project as it is in `tree`.
 
-    All of it, boot included, has `seconds` seconds, after which QEMU is killed. `shown` is given each
-    line of the console as it comes. Raises `RigUnavailableError`, and `GuestUnavailableError` where
-    the kernel or BusyBox cannot be had.
+    All of it, boot included, has `seconds` seconds, after which QEMU is killed. `shown` is given each line of the
+    console as it comes; `carried` is another archive to unpack there. Raises `RigUnavailableError`, and
+    `GuestUnavailableError` where the kernel or BusyBox cannot be had.
     """
     if reason := missing():
         raise RigUnavailableError(reason)
@@ -95,7 +96,7 @@ def run(
     outcome = Outcome()
     begun = time.monotonic()
     with (
-        _memory_file(made.system, job_archive(tree, command)) as initrd,
+        _memory_file(made.system, carried, job_archive(tree, command)) as initrd,
         _qemu(made.kernel, initrd, cpus) as pipes,
     ):
         try:

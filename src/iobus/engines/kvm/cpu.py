@@ -240,8 +240,10 @@ class KvmCpu:
         shared, u8, u16, u32, u64 = self.shared, self._u8, self._u16, self._u32, self._u64
         first, last, shortcuts = self._ring_first, self._ring_last, self._shortcuts
         zones, late = shortcuts.zones, shortcuts.waiting
+        read, write = vcpu.mmio_path.read, vcpu.mmio_path.write
+        unserved, self._unserved = self._unserved, False
         while True:
-            if not self._unserved:
+            if not unserved:
                 self._open = True
                 if self.attention and (exit := self._attend()) is not None:
                     return exit
@@ -250,13 +252,14 @@ class KvmCpu:
                 except OSError as exc:
                     self._came_back(exc)
                 self._open = False
+            unserved = False
             if late or (zones and u32[first] != u32[last]):
-                self._unserved = True
+                self._unserved = True  # however the next lines end
                 try:
                     shortcuts.drain(vcpu)
                 except _UnansweredError as pending:
                     return self._hand_out(pending.exit, _MMIO_AT)
-            self._unserved = False
+                self._unserved = False
             # One look at the page for all that most exits need: each one by itself costs as much.
             reason, cr8, apic_base, address, data, length, is_write = _MOSTLY(shared, _MOSTLY_AT)
             if cr8 != self.cr8 or apic_base != self.apic_base:
@@ -266,13 +269,13 @@ class KvmCpu:
                     if not (mask := _MASKS[length]):
                         self._cut(address, length)
                     elif is_write:
-                        vcpu.mmio_path.write(address, length, data & mask)
+                        write(address, length, data & mask)
                         if address >> 12 == self.apic_page:
                             self.controller_written()
                         continue
                     else:
                         u64[_MMIO_DATA] = _ONES  # what the access ends with if a device fails
-                        u64[_MMIO_DATA] = vcpu.mmio_path.read(address, length)
+                        u64[_MMIO_DATA] = read(address, length)
                         continue
                 elif reason == _IO:
                     if u32[_IO_COUNT] != 1:
