@@ -191,15 +191,20 @@ def test_32_bit_linux_reaches_user_space(tmp_path: Path, flavour: str, bare: boo
     assert any(later > earlier for earlier, later in zip(before, after, strict=True)), shown
 
 
-def test_32_bit_linux_by_pvh(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flavour", "architecture", "name"), [("686-pae", "i386", "i686"), ("amd64", "amd64", "x86_64")]
+)
+def test_linux_by_pvh(tmp_path: Path, flavour: str, architecture: str, name: str) -> None:
     """Its vmlinux, taken out of the bzImage, has a PVH entry: memory map, command line and initrd by the start info."""
-    data = fetched(lambda: debian.linux_kernel("686-pae", "i386")).read_bytes()
+    data = fetched(lambda: debian.linux_kernel(flavour, architecture)).read_bytes()
     offset, length = struct.unpack_from("<II", data, 0x248)
     payload = data[(data[0x1F1] + 1) * 512 + offset :][: length - 4]  # 4 bytes of size follow
     vmlinux = tmp_path / "vmlinux"
     vmlinux.write_bytes(lzma.LZMADecompressor().decompress(payload))
     initrd = tmp_path / "initrd"
-    initrd.write_bytes(busybox_initrd(fetched(lambda: debian.busybox("i386")).read_bytes(), f"{INIT}poweroff -f\n"))
+    initrd.write_bytes(
+        busybox_initrd(fetched(lambda: debian.busybox(architecture)).read_bytes(), f"{INIT}poweroff -f\n")
+    )
     status, shown = ended(vmlinux, "--module", initrd, "--append", "console=ttyS0 quiet")
     assert status == 0, shown[-3000:]
-    assert "MARK i686 console=ttyS0 quiet\n" in shown
+    assert f"MARK {name} console=ttyS0 quiet\n" in shown
