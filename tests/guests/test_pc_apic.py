@@ -120,7 +120,7 @@ def test_x2apic_destinations() -> None:
 
 @SMP
 def test_init_and_start_up() -> None:
-    """Section 10.4.4: one start a pair; INIT stops a spinning CPU, the de-assert does nothing."""
+    """Section 9.4.4: one start a pair; INIT stops a spinning CPU, the de-assert does nothing."""
     assert run("apic", "init", cpus=2) == [1, 0, 2]
 
 
@@ -128,7 +128,7 @@ def test_init_and_start_up() -> None:
 
 
 def test_nmis_within_an_nmi_are_one_more() -> None:
-    """Section 7.7.1: ten are sent from the handler; one is kept, until its IRET."""
+    """Section 6.7.1: ten are sent from the handler; one is kept, until its IRET."""
     assert run("apic", "nmi") == [1, 2, 3, 2]
 
 

@@ -22,7 +22,7 @@ def test_interrupts_in_the_middle_of_a_string() -> None:
 
 
 def test_an_interrupt_of_a_user_program() -> None:
-    """Section 7.14.2: RSP0 of the TSS, the program's CS, RSP and SS on it, and back."""
+    """Section 6.14.2: RSP0 of the TSS, the program's CS, RSP and SS on it, and back."""
     assert run("events", "user") == [0x1F000 - 40, 0x2B, 0x2F000, 0x23, 0x200, 1, 2]
 
 
@@ -32,7 +32,7 @@ def test_single_steps() -> None:
 
 
 def test_a_single_step_comes_before_an_interrupt() -> None:
-    """Table 7-2: the trap of the instruction before; the handler of the interrupt is not stepped."""
+    """Table 6-2: the trap of the instruction before; the handler of the interrupt is not stepped."""
     assert run("events", "step_and_interrupt") == [0, 0x300, 0x41, 1, 2, 3, 10, 11]
 
 

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.usefixtures("way")
 
 
 def test_software_interrupts_in_real_mode() -> None:
-    """Section 22.1.4: the next IP, CS and FLAGS on the stack, IF off in the handler; a division error is a fault."""
+    """Section 21.1.4: the next IP, CS and FLAGS on the stack, IF off in the handler; a division error is a fault."""
     assert run16("legacy", "real_int") == [0, 0x1000, 0x200, 0, 8, 0x33, 3, 0x33, 4, 0, 0x77]
 
 
@@ -25,7 +25,7 @@ def test_the_slaves_interrupt_in_real_mode() -> None:
 
 
 def test_interrupts_of_virtual_8086_mode() -> None:
-    """Section 22.3: to level 0 with all segments saved and null; back, and again by INT n with IOPL 3."""
+    """Section 21.3: to level 0 with all segments saved and null; back, and again by INT n with IOPL 3."""
     segments = [0x7F0, 0x5000, 0x1111, 0x4444]
     assert run32("legacy", "v86_interrupts") == [
         0, 0, 0x1000, 0x20200, *segments, 7, 0x1000, 0x20000, *segments,
