@@ -108,7 +108,7 @@ def test_the_ring_wraps_from_every_start_index(guest: Accesses, monkeypatch: pyt
 
 
 def test_a_batch_is_one_exit(guest: Accesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred writes, and the guest leaves the kernel once, for its HLT."""
+    """A hundred writes, and the guest leaves the kernel for its HLT, not for them."""
     device = Recorder()
     guest.machine.mmio.attach(device, MMIO, 0x100).coalesce = True
     monkeypatch.setattr(shortcuts, "LATEST", 1000)
@@ -121,7 +121,7 @@ def test_a_batch_is_one_exit(guest: Accesses, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(kept, "drain", lambda vcpu: (before(vcpu), drains.append(len(device.calls))))
     device.calls.clear()
     stores(guest, 100)
-    assert drains == [100]
+    assert drains[-1] == 100 and len(drains) <= 5, "a signal to the thread ends a batch too"
 
 
 def test_writes_over_pages_and_odd_sizes_are_as_they_would_be(guest: Accesses) -> None:
@@ -344,6 +344,27 @@ def test_more_zones_than_the_kernel_takes(guest: Accesses) -> None:
     guest.finish()
     assert log == list(range(count))
     assert 900 < taken(guest)[1] < count
+
+
+def test_what_leaves_while_it_is_being_registered_is_withdrawn(
+    guest: Accesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doorbell that is closed just as a starting vCPU registers it: the kernel does not keep it."""
+    region = guest.machine.mmio.attach(Recorder(), MMIO, 8)
+    bell = region.doorbell(0, 4)
+    kept: Any = guest.machine.engine.shortcuts  # type: ignore[union-attr]
+    register, closer = kept._ioeventfd, threading.Thread(target=lambda: region._remove_doorbell(bell))
+
+    def slowly(*arguments: Any) -> None:
+        if not closer.ident:
+            closer.start()
+            closer.join(0.05)  # it waits for what happens here, or has not seen it
+        register(*arguments)
+
+    monkeypatch.setattr(kept, "_ioeventfd", slowly)
+    guest.store(MMIO + 4, 4, 1)
+    closer.join()
+    assert taken(guest) == (0, 0)
 
 
 @pytest.mark.parametrize("change", ["move", "enable", "bell"])

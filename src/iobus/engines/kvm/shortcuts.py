@@ -117,7 +117,9 @@ class Shortcuts:
     def changed(self) -> None:
         """The registrations, or who observes, have become different."""
         machine = self._machine
-        if self._bells or self.zones:
+        with self._lock:  # a `sync` under way may be about to register what has just left
+            registered = bool(self._bells or self.zones)
+        if registered:
             self.stale = True
             self.sync()  # now: what has left must not be the kernel's any more
         elif machine.mmio.shortcuts or machine.pio.shortcuts:
