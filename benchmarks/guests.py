@@ -156,10 +156,14 @@ class Guest:
         self._output = self._output.split(text, 1)[1]
         return self._arrived
 
+    def type(self, data: bytes) -> None:
+        """Send `data` to the guest's serial line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
     def time(self, line: str) -> float:
         """Type `line` and return the seconds from its BEGIN to its END. Raises `GuestError`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
+        self.type(line.encode() + b"\n")
         begun = self.wait_for(BEGIN)
         return self.wait_for(END) - begun
 

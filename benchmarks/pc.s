@@ -1,8 +1,9 @@
 # The guest of pc.py: what interrupts and accesses to the chips of a PC cost. A Multiboot 1 image for 0x100000, in 32-bit
 # protected mode without paging, kept with what it assembles to (pc.hex) by tools/assemble_guests.py.
 #
-# For each piece of work it prints "b" and the piece's letter on COM1, does it, and prints "e" and the letter. With a
-# second CPU, which it starts, it does what needs one, too. Then it ends the run by the debug exit port.
+# For each piece of work it prints "b" and the piece's letter on COM1, waits for a character there, does the work, and
+# prints "e" and the letter. With a second CPU, which it starts, it does what needs one, too. Then it ends the run by
+# the debug exit port.
 
         .intel_syntax noprefix
         .text
@@ -44,6 +45,7 @@
 .macro work letter
         mov     esi, 'b' | \letter << 8
         call    say
+        call    hear
 .endm
 .macro done letter
         mov     esi, 'e' | \letter << 8
@@ -88,6 +90,9 @@ start:  cli
         out     0xa1, al
         mov     dword ptr [SVR], 0x1ff
         mov     dword ptr [TPR], 0
+        mov     al, 3                   # DTR, RTS: characters may come
+        mov     dx, COM1 + 4
+        out     dx, al
 
         work    'a'
         mov     ecx, ACCESSES
@@ -253,6 +258,15 @@ say:    mov     ecx, 3
         out     dx, al
         shr     esi, 8
         loop    1b
+        ret
+
+# Wait for a character.
+hear:   mov     dx, COM1 + 5
+1:      in      al, dx
+        test    al, 1
+        jz      1b
+        mov     dx, COM1
+        in      al, dx
         ret
 
         .code16
