@@ -132,6 +132,18 @@ def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
         from_systemrdl(chip)
 
 
+def test_a_description_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text includes them, from the current directory; what is wrong in one is said to be there."""
+    (tmp_path / "a.rdl").write_text("addrmap a { reg { field {} F; } R @ 0x4; };\n")
+    (tmp_path / "b.rdl").write_text("addrmap b { a one @ 0x0; a two @ 0x10; };\n")
+    monkeypatch.chdir(tmp_path)
+    text = '`include "a.rdl"\n`include "b.rdl"\n'
+    assert [member.name for member in read_systemrdl(text).map.members] == ["one", "two"]
+    (tmp_path / "b.rdl").write_text("\naddrmap b { c one; };\n")
+    with pytest.raises(MapError, match=r"b\.rdl:2: Type 'c' is not defined$"):
+        read_systemrdl(text)
+
+
 def test_bits_that_count_from_the_top() -> None:
     """In an msb0 addrmap bit 0 is the highest: of 16 bits, [0:3] are 15 to 12."""
     text = "addrmap top { msb0; reg { regwidth = 16; field {} F[0:3] = 9; field {} G[15:15] = 1; } R @ 0; };"

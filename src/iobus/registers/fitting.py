@@ -38,6 +38,9 @@ from iobus.registers.kinds import RES0, RES1, Access, R
 
 T = TypeVar("T")
 
+TEXT: Final = "<text>"
+"""What a source is called that is no file."""
+
 
 class MapWarning(UserWarning):
     """Something in a file of registers that the device does not have: one line that says what, and where."""
@@ -208,7 +211,7 @@ def value_name(name: str) -> str:
 def source_text(source: str | Path) -> tuple[str, bytes | None]:
     """What a source is called in messages, and its contents where it is text: text has a line end or a bracket."""
     if isinstance(source, str) and re.search(r"[\n{<]", source):
-        return "<text>", source.encode()
+        return TEXT, source.encode()
     return str(source), None
 
 

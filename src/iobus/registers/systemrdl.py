@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from iobus.registers.entries import Dimension, Entry, FieldEntry, MapError, Unmapped, ValueEntry
-from iobus.registers.fitting import Fitter, Imported, needs, source_text
+from iobus.registers.fitting import TEXT, Fitter, Imported, needs, source_text
 from iobus.registers.kinds import RES0, Access, OnRead, OnWrite, kind
 from iobus.registers.runtime import BuiltBank, build
 
@@ -46,9 +46,11 @@ _GROUPS: Final = ("addrmap", "regfile")
 def from_systemrdl(source: str | Path, top: str | None = None) -> type[BuiltBank]:
     """Return a class of devices with the registers of a SystemRDL file or text: a base for a device, or one itself.
 
-    `source` is a path, or the text itself, which a `str` with a bracket or a line end is taken for. `top` names the
-    addrmap, by default the file's last; a name with dots leads on to an addrmap or regfile inside of it, as in
-    `"soc.uart0"`. What a device cannot have is left out, with a `MapWarning` that says what and where.
+    `source` is a path, or the text itself, which a `str` with a bracket or a line end is taken for. A file's includes are
+    beside it, a text's in the current directory; a description in several files is one that includes them.
+
+    `top` names the addrmap, by default the last one; a name with dots leads on to an addrmap or regfile inside of it, as
+    in `"soc.uart0"`. What a device cannot have is left out, with a `MapWarning` that says what and where.
 
     Raises `MapError` where the file cannot be read or compiled, and where `systemrdl-compiler` is not installed.
     """
@@ -94,7 +96,7 @@ def _compile(name: str, path: Path, top: str | None) -> AddrmapNode | RegfileNod
     names = top.split(".") if top else []
     try:
         compiler = compiler_type(message_printer=errors)
-        compiler.compile_file(str(path))
+        compiler.compile_file(str(path), incl_search_paths=["."] if name == TEXT else [])
         root = compiler.elaborate(names[0] if names else None)
     except compile_error as exc:
         raise MapError(errors.first or f"{name}: {exc}") from None
@@ -117,7 +119,7 @@ def _place(name: str, src_ref: Any) -> str:
     """The file and line of a reference; text that came without a file has our name for it."""
     line = getattr(src_ref, "line", None)
     path = getattr(src_ref, "path", None)
-    if path is None or (Path(path).name == "text.rdl" and name == "<text>"):
+    if path is None or (Path(path).name == "text.rdl" and name == TEXT):
         path = name
     return f"{path}:{line}" if line else str(path)
 
