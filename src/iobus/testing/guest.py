@@ -32,8 +32,8 @@ from iobus.testing import agent, hotplug
 from iobus.testing.build import build_module
 from iobus.testing.faults import Faults, Given, given_to
 from iobus.testing.history import History
-from iobus.testing.kernel_log import complaints
-from iobus.testing.modules import dependencies, module_files
+from iobus.testing.kernel_log import complaints, interrupt_counts
+from iobus.testing.modules import dependencies, module_files, parameter
 from iobus.testing.watchdog import DeviceHungError, Watch
 from iobus.trace import Record
 
@@ -226,7 +226,7 @@ class Guest:
         __tracebackhide__ = True
         path = Path(module)
         target = self.put(path)
-        words = [f"{name}={_parameter(value)}" for name, value in parameters.items()]
+        words = [f"{name}={parameter(value)}" for name, value in parameters.items()]
         command = shlex.join(["insmod", target, *words])
         before = len(self._console)
         result = self.run(f"{command}; status=$?; rm {shlex.quote(target)}; exit $status")
@@ -486,18 +486,3 @@ class Guest:
 def guest_initrd() -> bytes:
     """Return the guest's file system: BusyBox and the agent. Raises `GuestUnavailableError`."""
     return busybox_initrd(debian.busybox().read_bytes(), agent.INIT, {"agent": agent.agent(WINDOW)})
-
-
-def interrupt_counts(text: str) -> dict[int, int]:
-    """Read /proc/interrupts: by number, how often, on all CPUs together."""
-    found = re.finditer(r"^ *(\d+):((?: +\d+)+) ", text, re.MULTILINE)
-    return {int(line[1]): sum(map(int, line[2].split())) for line in found}
-
-
-def _parameter(value: object) -> str:
-    """A module parameter's value: lists with commas, truth as y and n."""
-    if isinstance(value, bool):
-        return "y" if value else "n"
-    if isinstance(value, list | tuple):
-        return ",".join(_parameter(item) for item in value)
-    return hex(value) if isinstance(value, int) else str(value)

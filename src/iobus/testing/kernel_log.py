@@ -1,4 +1,4 @@
-"""What Linux says on its console when something is wrong in the kernel: found, and cut out whole.
+"""What Linux says: on its console when something is wrong in the kernel, and of interrupts. Texts into data.
 
 Beside `guest.py`, which keeps the console's text.
 """
@@ -46,3 +46,9 @@ def complaints(log: str) -> list[str]:
 def trouble(tainted: int) -> list[str]:
     """Name what the bits of /proc/sys/kernel/tainted say went wrong; a module of one's own is none of that."""
     return [name for bit, name in TROUBLE.items() if tainted >> bit & 1]
+
+
+def interrupt_counts(text: str) -> dict[int, int]:
+    """Read /proc/interrupts: by number, how often, on all CPUs together."""
+    found = re.finditer(r"^ *(\d+):((?: +\d+)+) ", text, re.MULTILINE)
+    return {int(line[1]): sum(map(int, line[2].split())) for line in found}

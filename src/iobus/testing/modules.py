@@ -1,4 +1,4 @@
-"""The modules of a kernel's package: where each is, and which others it needs.
+"""The modules of a kernel's package: where each is, which others it needs, and how parameters are written.
 
 Beside `guest.py`. A package has no list of dependencies (depmod makes it when the package is installed); each module
 names what it needs in its section .modinfo, as `depends=a,b`.
@@ -52,3 +52,12 @@ def _depends(file: Path) -> list[str]:
         return []
     words = data[at + 9 : data.index(b"\0", at + 1)].decode()
     return [word.replace("-", "_") for word in words.split(",") if word]
+
+
+def parameter(value: object) -> str:
+    """A module parameter's value: lists with commas, truth as y and n."""
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    if isinstance(value, list | tuple):
+        return ",".join(parameter(item) for item in value)
+    return hex(value) if isinstance(value, int) else str(value)

@@ -13,8 +13,8 @@ from typing import Final
 
 from iobus.bus import DeviceError, IobusError
 from iobus.clock import TimerError
-from iobus.testing.guest import Guest, interrupt_counts
-from iobus.testing.kernel_log import trouble
+from iobus.testing.guest import Guest
+from iobus.testing.kernel_log import interrupt_counts, trouble
 
 _SECONDS: Final = 60.0
 
