@@ -22,7 +22,7 @@ from test_pc_ioapic import (  # noqa: F401
     test_simultaneous_interrupts,
 )
 from test_pc_legacy import test_the_slaves_interrupt_in_real_mode, test_the_timer_in_real_mode  # noqa: F401
-from test_pc_timers import test_fully_nested, test_the_hpets_messages_and_legacy_replacement  # noqa: F401
+from test_pc_timers import test_fully_nested  # noqa: F401
 
 pytestmark = [needs_hardware, pytest.mark.usefixtures("way")]
 
