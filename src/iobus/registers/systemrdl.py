@@ -46,11 +46,11 @@ _GROUPS: Final = ("addrmap", "regfile")
 def from_systemrdl(source: str | Path, top: str | None = None) -> type[BuiltBank]:
     """Return a class of devices with the registers of a SystemRDL file or text: a base for a device, or one itself.
 
-    `source` is a path, or the text itself, which a `str` with a bracket or a line end is taken for. A file's includes are
-    beside it, a text's in the current directory; a description in several files is one that includes them.
+    `source` is a path, or the text itself, which a `str` with a bracket or a line end is taken for. A file's includes
+    are beside it, a text's in the current directory; a description in several files is one that includes them.
 
-    `top` names the addrmap, by default the last one; a name with dots leads on to an addrmap or regfile inside of it, as
-    in `"soc.uart0"`. What a device cannot have is left out, with a `MapWarning` that says what and where.
+    `top` names the addrmap, by default the last one; a name with dots leads on to an addrmap or regfile inside of it,
+    as in `"soc.uart0"`. What a device cannot have is left out, with a `MapWarning` that says what and where.
 
     Raises `MapError` where the file cannot be read or compiled, and where `systemrdl-compiler` is not installed.
     """
