@@ -31,7 +31,7 @@ APT_GET = """
 case " $* " in
 *" update "*)
     if [ -f "$here/new" ]; then cp "$here/new" "$here/listed"; exit 0; fi
-    echo "E: Failed to fetch http://deb.debian.org: Temporary failure resolving 'deb.debian.org'" >&2
+    echo "E: Failed to fetch http://mirror.example: Temporary failure resolving 'mirror.example'" >&2
     exit 100 ;;
 *" download "*)
     for word; do
@@ -162,7 +162,7 @@ def test_missing_package_lists_without_a_network(tools: Tools) -> None:
 
 def test_a_network_that_is_down(tools: Tools) -> None:
     """The download fails: apt's reason is in the error, and nothing is left behind."""
-    tools.script("apt-get", "echo 'W: a warning' >&2; echo 'E: Could not connect to deb.debian.org' >&2; exit 100")
+    tools.script("apt-get", "echo 'W: a warning' >&2; echo 'E: Could not connect to mirror.example' >&2; exit 100")
     with pytest.raises(GuestUnavailableError, match=r"busybox-static \(amd64\).*Could not connect.*check the network"):
         busybox()
     assert tools.left() == set()
