@@ -10,7 +10,6 @@ from rig import CODE, DATA, IDT, MMIO, RAM, WINDOW, answered, code16, code64
 from iobus.bus import Device, DeviceError
 from iobus.engines.kvm import abi, failure, ioctls
 from iobus.exits import EngineError, HltExit, KickExit, MmioExit, PioExit, PowerOffExit, ShutdownExit
-from iobus.machine import UnclaimedAccess
 
 pytestmark = needs_kvm
 
@@ -129,20 +128,6 @@ def test_a_thirty_two_bit_guest() -> None:
         ]
 
 
-def test_an_answer_wider_than_the_access_is_cut() -> None:
-    """A caller that leaves too much in `data` changes no bits beyond the access."""
-    program = code64("""
-        b8 ff ff ff ff  ; mov eax, -1
-        e4 10           ; in al, 0x10
-        0f b6 0b        ; movzx ecx, byte ptr [rbx]
-        f4              ; hlt
-    """)
-    with Guest(program) as guest:
-        answered(guest, 0x1234, -2)
-        r = guest.vcpu.registers
-        assert (r.rax, r.rcx) == (0xFFFFFF34, 0xFE)
-
-
 def test_an_access_of_sixteen_bytes_is_two_of_eight() -> None:
     """MOVUPS from and to a device: the lower address first."""
     program = code64("""
@@ -238,26 +223,6 @@ def test_an_access_half_in_ram_exits_for_the_other_half() -> None:
 # Strings.
 
 
-def test_string_io_comes_element_by_element() -> None:
-    """REP INSB and, backwards, REP OUTSW: one exit an element, of the element's size, in the guest's order."""
-    program = code64("""
-        ba 60 00 00 00  ; mov edx, 0x60
-        b9 03 00 00 00  ; mov ecx, 3
-        f3 6c           ; rep insb
-        48 8d 77 ff     ; lea rsi, [rdi - 1]
-        fd              ; std
-        b9 02 00 00 00  ; mov ecx, 2
-        66 f3 6f        ; rep outsw
-        f4              ; hlt
-    """)
-    with Guest(program) as guest:
-        exits = answered(guest, 1, 2, 3)
-        assert exits[:3] == [PioExit(0x60, 1, False, value) for value in (1, 2, 3)]
-        assert exits[3:] == [PioExit(0x60, 2, True, 0x0003), PioExit(0x60, 2, True, 0x0201), HltExit()]
-        assert guest.memory.read(DATA, 4) == b"\1\2\3\0"
-        assert guest.vcpu.registers.rcx == 0
-
-
 def test_long_strings_lose_no_element() -> None:
     """5000 bytes in and 1500 words of 4 bytes out, over pages and KVM's buffer of one page; 0 elements are none."""
     program = code64("""
@@ -334,103 +299,6 @@ def test_a_string_ends_where_a_page_does() -> None:
         assert (r.rcx, r.rdi, r.r8) == (4, WINDOW + 0x3000, WINDOW + 0x3000)
         assert guest.memory.read(DATA + 0xFFC, 4) == b"\x5a" * 4
         assert 4 <= len(port.calls) <= 8, "the kernel reads ahead, before it finds the place missing"
-
-
-def test_string_moves_between_ram_and_devices() -> None:
-    """REP MOVSD from a device to RAM, then MOVSB from device to device: read, then write, for each element."""
-    program = code64("""
-        48 89 de        ; mov rsi, rbx
-        b9 02 00 00 00  ; mov ecx, 2
-        f3 a5           ; rep movsd
-        48 89 f7        ; mov rdi, rsi
-        a4              ; movsb
-        f4              ; hlt
-    """)
-    with Guest(program) as guest:
-        assert answered(guest, 0x11111111, 0x22222222, 0x33) == [
-            MmioExit(MMIO, 4, False, 0x11111111),
-            MmioExit(MMIO + 4, 4, False, 0x22222222),
-            MmioExit(MMIO + 8, 1, False, 0x33),
-            MmioExit(MMIO + 8, 1, True, 0x33),
-            HltExit(),
-        ]
-        assert guest.word() == 0x2222222211111111
-
-
-def test_a_read_modify_write_reads_once_and_writes_once() -> None:
-    """ADD, XCHG and a locked XADD on a device: one read and one write each, the exit between them included."""
-    program = code64("""
-        b8 05 00 00 00  ; mov eax, 5
-        01 03           ; add [rbx], eax
-        87 03           ; xchg [rbx], eax
-        b9 01 00 00 00  ; mov ecx, 1
-        f0 0f c1 0b     ; lock xadd [rbx], ecx
-        f4              ; hlt
-    """)
-    with Guest(program) as guest:
-        assert answered(guest, 10, 20, 30) == [
-            MmioExit(MMIO, 4, False, 10),
-            MmioExit(MMIO, 4, True, 15),
-            MmioExit(MMIO, 4, False, 20),
-            MmioExit(MMIO, 4, True, 5),
-            MmioExit(MMIO, 4, False, 30),
-            MmioExit(MMIO, 4, True, 31),
-            HltExit(),
-        ]
-        r = guest.vcpu.registers
-        assert (r.rax, r.rcx) == (20, 30)
-
-
-# Answers of the machine.
-
-
-def test_a_machine_answers_with_ones_and_counts() -> None:
-    """`Machine.run`: a read is all ones of its size, a write is dropped, both are counted by address."""
-    program = code64("""
-        0f b6 03  ; movzx eax, byte ptr [rbx]
-        8b 4b 04  ; mov ecx, [rbx + 4]
-        88 03     ; mov [rbx], al
-        88 03     ; mov [rbx], al
-        31 d2     ; xor edx, edx
-        66 ed     ; in ax, dx
-        f4        ; hlt
-    """)
-    with Guest(program) as guest:
-        r = guest.finish()
-        assert (r.rax, r.rcx) == (0xFFFF, 0xFFFFFFFF)
-        assert guest.machine.unclaimed == {
-            UnclaimedAccess("mmio", MMIO, False): 1,
-            UnclaimedAccess("mmio", MMIO + 4, False): 1,
-            UnclaimedAccess("mmio", MMIO, True): 2,
-            UnclaimedAccess("pio", 0, False): 1,
-        }
-
-
-def test_a_machine_can_stop_at_unclaimed_accesses() -> None:
-    """`unclaimed="stop"` hands them out; a later run with the default answers the next itself."""
-    program = code64("""
-        e4 10  ; in al, 0x10
-        e4 11  ; in al, 0x11
-        f4     ; hlt
-    """)
-    with Guest(program) as guest:
-        assert guest.machine.run(timeout=60, unclaimed="stop") == PioExit(0x10, 1, False)
-        guest.finish()
-        assert guest.machine.unclaimed == {UnclaimedAccess("pio", 0x11, False): 1}
-
-
-def test_registers_can_be_read_but_not_set_within_an_access() -> None:
-    """While an exit waits for its answer the registers are those before the instruction's result."""
-    program = code64("""
-        b8 01 00 00 00  ; mov eax, 1
-        e4 10           ; in al, 0x10
-        f4              ; hlt
-    """)
-    with Guest(program) as guest:
-        assert isinstance(guest.vcpu.run(), PioExit)
-        assert guest.vcpu.registers.rax == 1
-        with pytest.raises(EngineError, match="in the middle of an access"):
-            guest.set(rax=2)
 
 
 # Devices.

@@ -8,9 +8,13 @@ from __future__ import annotations
 import pytest
 from kvm_rig import needs_kvm
 from test_exits import (  # noqa: F401
+    test_a_machine_answers_with_ones_and_counts,
     test_a_machine_can_stop_at_unclaimed_accesses,
+    test_a_read_modify_write_reads_once_and_writes_once,
     test_an_answer_wider_than_the_access_is_cut,
     test_registers_can_be_read_but_not_set_within_an_access,
+    test_string_io_comes_element_by_element,
+    test_string_moves_between_ram_and_devices,
 )
 from test_guest_memory import (  # noqa: F401
     test_code_runs_at_address_0,
