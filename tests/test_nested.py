@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nested.image import PROJECT, RigUnavailableError, image, job_archive
+from nested.image import PROJECT, RigUnavailableError, image, job_archive, program_archive
 from nested.machine import Outcome, Result, missing, run
 
 from iobus.boot.debian import GuestUnavailableError
@@ -196,6 +196,15 @@ def test_a_job_is_the_tree_and_the_command(tmp_path: Path) -> None:
     assert job_archive(tmp_path, ["true"]) == first
     (source / "bus.py").write_text("x = 2\n")
     assert job_archive(tmp_path, ["true"]) != first
+
+
+def test_programs_are_carried_with_their_libraries(tmp_path: Path) -> None:
+    """A program, the C library that it needs, and a file, each at its own place."""
+    (tmp_path / "firmware.bin").write_bytes(b"\x55\xaa")
+    shell = Path("/bin/sh").resolve()
+    archive = program_archive([shell], [tmp_path / "firmware.bin"])
+    for name in (str(shell), "libc.so", str(tmp_path / "firmware.bin")):
+        assert name.lstrip("/").encode() in archive
 
 
 def test_a_hang_is_told_with_its_test_and_the_console() -> None:
