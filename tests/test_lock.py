@@ -128,6 +128,45 @@ def test_ctrl_c_ends_a_wait_and_the_lock_goes_to_the_next() -> None:
     assert has.is_set()
 
 
+def test_ctrl_c_at_any_moment_of_taking_it_loses_no_token() -> None:
+    """Signals come all the time, at any step of `acquire`; afterwards another thread can have the lock."""
+    lock = Lock()
+
+    class Come(Exception):
+        pass
+
+    def come(*_: object) -> None:
+        raise Come
+
+    before = signal.signal(signal.SIGALRM, come)
+    interrupted, end = 0, time.monotonic() + 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+        while time.monotonic() < end:
+            try:
+                for _ in range(100):
+                    lock.acquire()
+                    lock.release()
+            except Come:
+                interrupted += 1
+            while lock.held():  # it came behind the taking, or before the leaving
+                try:
+                    lock.release()
+                except Come:
+                    interrupted += 1
+    except Come:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    while lock.held():
+        lock.release()
+    assert interrupted
+    thread, has = in_thread(lock)
+    thread.join(timeout=30)
+    assert has.is_set()
+
+
 def test_a_condition_on_it_leaves_it_whole_while_it_waits() -> None:
     """However often its owner has taken it; afterwards it has it as often again."""
     lock = Lock()

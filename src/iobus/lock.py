@@ -33,10 +33,11 @@ class Lock:
                 lock.wake()
     """
 
-    __slots__ = ("_depth", "give", "owner", "take", "waiting")
+    __slots__ = ("_depth", "_token", "give", "owner", "take", "waiting")
 
     def __init__(self) -> None:
         token = [True]
+        self._token = (token,)
         self.take: Final = token.pop
         self.give: Final = token.append
         self.owner = 0
@@ -51,10 +52,17 @@ class Lock:
         if self.owner == me:
             self._depth += 1
             return
+        taken: list[bool] = []
         try:
-            self.take()
+            # By one call from C, which no signal can come into: Ctrl-C finds the token here or there.
+            taken.extend(map(list.pop, self._token))
         except IndexError:
             self.wait()
+        except BaseException:
+            if taken:
+                self.give(True)
+                self.wake()
+            raise
         self.owner = me
 
     def release(self) -> None:
@@ -65,9 +73,11 @@ class Lock:
             self._depth -= 1
             return
         self.owner = 0
-        self.give(True)
-        if self.waiting:
-            self.wake()
+        try:
+            self.give(True)
+        finally:
+            if self.waiting:
+                self.wake()
 
     def held(self) -> bool:
         """Whether the calling thread has it."""
@@ -97,18 +107,21 @@ class Lock:
         """Take the token once it is there."""
         bell = threading.Lock()
         bell.acquire()
+        taken: list[bool] = []
         try:
             while True:
                 # Before the look: who gives the token back after it then sees that somebody waits.
                 self.waiting.append(bell)
                 try:
-                    self.take()
+                    taken.extend(map(list.pop, self._token))
                     break
                 except IndexError:
                     bell.acquire()  # released by `wake`, which took it from `waiting`
         except BaseException:  # Ctrl-C
-            if not self._withdraw(bell):
-                self.wake()  # it was woken and will not look: another may
+            if taken:
+                self.give(True)
+            if not self._withdraw(bell) or taken:
+                self.wake()  # it was woken, or has given back what it took: another may look
             raise
         self._withdraw(bell)  # where it was woken meanwhile, leaving the lock wakes the next
 
