@@ -9,6 +9,8 @@ as RAM is, and a write to it is an access to the bus, where a device may have a 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from typing import NamedTuple
 from iobus.bus import IobusError
 
 PAGE_SIZE = 4096
+LARGE_PAGE_SIZE = 2 << 20
 
 
 class MemoryRangeError(IobusError, ValueError):
@@ -30,7 +33,19 @@ class Slot(NamedTuple):
     size: int
     """In bytes, whole pages."""
     buffer: mmap.mmap
+    """The host's memory, in which the slot begins at `start`."""
+    start: int
     view: memoryview
+    """The slot's bytes."""
+
+    @property
+    def host(self) -> int:
+        """The host's address of the first byte: for an engine that maps it."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.view))
+
+    def give_back(self, offset: int, length: int) -> None:
+        """Zero whole pages, which the host has back until they are used again."""
+        self.buffer.madvise(mmap.MADV_DONTNEED, self.start + offset, length)
 
 
 class Memory:
@@ -54,9 +69,13 @@ class Memory:
                 raise MemoryRangeError(
                     f"RAM [{base:#x}, {base + size:#x}) overlaps RAM [{slot.base:#x}, {slot.base + slot.size:#x})"
                 )
-        # Private: only then does MADV_DONTNEED, in `clear`, give the pages back and zero them.
-        buffer = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        slot = Slot(base, size, buffer, memoryview(buffer))
+        # Private: only then does MADV_DONTNEED give pages back and zero them. With as much more as it takes to have the
+        # host's address and the guest's at the same place within a large page: KVM maps such pages as a whole.
+        buffer = mmap.mmap(-1, size + LARGE_PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        start = (base - ctypes.addressof(ctypes.c_char.from_buffer(buffer))) % LARGE_PAGE_SIZE
+        with contextlib.suppress(OSError):  # a host without large pages has small ones
+            buffer.madvise(mmap.MADV_HUGEPAGE, start, size)
+        slot = Slot(base, size, buffer, start, memoryview(buffer)[start : start + size])
         self.slots = tuple(sorted((*self.slots, slot), key=lambda slot: slot.base))
         if readonly:
             self.readonly |= {base}
@@ -109,7 +128,7 @@ class Memory:
         for slot, start, count in self._pieces(gpa, length, write=True):
             first, last = -(-start // PAGE_SIZE) * PAGE_SIZE, (start + count) // PAGE_SIZE * PAGE_SIZE
             if first < last:
-                slot.buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
+                slot.give_back(first, last - first)
             else:
                 first = last = start + count
             slot.view[start:first] = bytes(first - start)
@@ -122,7 +141,7 @@ class Memory:
         for slot in self.slots:
             if slot.base in self.readonly:
                 continue
-            slot.buffer.madvise(mmap.MADV_DONTNEED)
+            slot.give_back(0, slot.size)
             if self.on_write is not None:
                 self.on_write(slot.base, slot.size)
 

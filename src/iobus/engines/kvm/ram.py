@@ -6,7 +6,6 @@ its own vCPU goes to the access path for all, which answers the others from RAM 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -60,7 +59,7 @@ class Ram:
         memory = self._machine.memory
         holes = sorted(self._eclipsed())
         for slot in memory.slots:
-            host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer))
+            host = slot.host
             readonly = slot.base in memory.readonly
             at, end = slot.base, slot.base + slot.size
             for low, high in holes:

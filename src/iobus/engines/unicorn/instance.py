@@ -6,7 +6,6 @@ is `current`, and ask nobody where the access is to have no effect.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -119,7 +118,7 @@ class Instance:
         for slot in slots:
             if slot.base > at:
                 self._map_hole(at, slot.base)
-            host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer))
+            host = slot.host
             self.library.map_ram(self.uc, slot.base, slot.size, host)
             if slot.base in self.machine.memory.readonly:
                 self._protect(slot, True)
@@ -150,7 +149,7 @@ class Instance:
         for page in self._eclipsed - wanted.keys():
             slot = next(slot for slot in slots if slot.base <= page < slot.base + slot.size)
             self.library.unmap(self.uc, page, PAGE_SIZE)
-            host = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer)) + page - slot.base
+            host = slot.host + page - slot.base
             self.library.map_ram(self.uc, page, PAGE_SIZE, host)
             if slot.base in self.machine.memory.readonly:
                 self.library.protect(self.uc, page, PAGE_SIZE, True)
@@ -162,7 +161,7 @@ class Instance:
 
     def _pieces(self, slot: Slot) -> Iterator[tuple[int, int, int]]:
         """What of a slot is mapped as RAM: gpa, size, the host's address."""
-        host, at = ctypes.addressof(ctypes.c_char.from_buffer(slot.buffer)), slot.base
+        host, at = slot.host, slot.base
         end = slot.base + slot.size
         for page in (*sorted(page for page in self._eclipsed if slot.base <= page < end), end):
             if at < page:
