@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +14,7 @@ from hypothesis import strategies as st
 from iobus.bus import Device
 from iobus.exits import MmioExit
 from iobus.machine import Machine
-from iobus.memory import Memory, MemoryRangeError
+from iobus.memory import LARGE_PAGE_SIZE, Memory, MemoryRangeError, Slot
 
 
 def memory_with(*slots: tuple[int, int]) -> Memory:
@@ -209,3 +214,36 @@ def test_what_writes_for_the_guest_treats_a_rom_as_the_cpu_does() -> None:
     dma.write(0, b"abc")
     assert taken == [(2, 4, 0xAABBCCDD), (0, 2, 0x6261), (2, 1, 0x63)]
     assert dma.read(0, 4) == b"\x01\x02\x03\x04"
+
+
+@pytest.mark.parametrize("base", [0, 0x1000, 0x1FF000, 0x100000000, 0xFFFC0000])
+def test_the_hosts_address_is_at_the_guests_place_within_a_large_page(base: int) -> None:
+    """Only then can KVM map RAM by large pages; the slot is whole all the same, and alone in its place."""
+    memory = Memory()
+    slot = memory.add(base, 0x3000)
+    assert (slot.host - base) % LARGE_PAGE_SIZE == 0
+    memory.write(base, b"\x55" * 0x3000)
+    assert ctypes.string_at(slot.host, 0x3000) == b"\x55" * 0x3000
+    memory.zero(base + 1, 0x2FFE)
+    assert memory.read(base, 0x3000) == b"\x55" + bytes(0x2FFE) + b"\x55"
+    memory.clear()
+    assert memory.read(base, 0x3000) == bytes(0x3000)
+
+
+def test_large_pages_only_where_they_are_asked_for() -> None:
+    """The host's kernel says of each mapping what it was advised; RAM of 4 MiB holds whole large pages."""
+
+    def is_advised(slot: Slot) -> bool:
+        areas = Path("/proc/self/smaps").read_text().split("\nVmFlags:")
+        for area, flags in itertools.pairwise(areas):
+            found = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", area, re.MULTILINE)
+            if found and int(found[-1][0], 16) <= slot.host < int(found[-1][1], 16):
+                return " hg" in flags.split("\n", 1)[0]
+        raise AssertionError(f"{slot.host:#x} is in no mapping")
+
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("the host's kernel has no large pages to give")
+    memory = Memory()
+    plain = memory.add(0, 4 << 20)
+    memory.large_pages = True
+    assert (is_advised(plain), is_advised(memory.add(1 << 30, 4 << 20))) == (False, True)

@@ -59,6 +59,9 @@ class Memory:
         """Called as `(gpa, length)` after a write made here: an engine drops stale translations."""
         self.on_protect: Callable[[Slot, bool], None] | None = None
         """Called as `(slot, readonly)` when `protect` changed a slot: an engine maps it so."""
+        self.large_pages = False
+        """Whether RAM added from now on is to be in large pages: an engine says so that maps them as a whole. Others
+        would pay for it, since the host zeroes large pages of which the guest uses little."""
 
     def add(self, base: int, size: int, *, readonly: bool = False) -> Slot:
         """Put `size` bytes of zeroed RAM at `base`; both whole pages. Raises `MemoryRangeError`."""
@@ -70,11 +73,12 @@ class Memory:
                     f"RAM [{base:#x}, {base + size:#x}) overlaps RAM [{slot.base:#x}, {slot.base + slot.size:#x})"
                 )
         # Private: only then does MADV_DONTNEED give pages back and zero them. With as much more as it takes to have the
-        # host's address and the guest's at the same place within a large page: KVM maps such pages as a whole.
+        # host's address and the guest's at the same place within a large page.
         buffer = mmap.mmap(-1, size + LARGE_PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         start = (base - ctypes.addressof(ctypes.c_char.from_buffer(buffer))) % LARGE_PAGE_SIZE
-        with contextlib.suppress(OSError):  # a host without large pages has small ones
-            buffer.madvise(mmap.MADV_HUGEPAGE, start, size)
+        if self.large_pages:
+            with contextlib.suppress(OSError):  # a host without them has small ones
+                buffer.madvise(mmap.MADV_HUGEPAGE, start, size)
         slot = Slot(base, size, buffer, start, memoryview(buffer)[start : start + size])
         self.slots = tuple(sorted((*self.slots, slot), key=lambda slot: slot.base))
         if readonly:

@@ -68,6 +68,7 @@ class KvmEngine:
         self._ram = Ram(self.vm, machine)
         self.shortcuts = Shortcuts(self.vm, machine, lambda: any(cpu.running for cpu in self._cpus), self._wake)
         self._mapping = threading.Lock()  # one thread at a time holds the vCPUs
+        machine.memory.large_pages = True
         machine.memory.on_protect = self._protected
         for vcpu in machine.vcpus:
             vcpu.mmio.on_change(self._own_devices_changed)
