@@ -29,6 +29,7 @@ class UserCpu(KvmCpu):
         self._halted = False
         self._waits_for_startup = vcpu.index > 0
         self._vector: int | None = None  # of a start-up message
+        self._nmi_given = False  # to the kernel, which may not have delivered it yet
         super().__init__(engine, vcpu)
         self.traps_msrs = engine.traps_msrs
         if self.traps_msrs:
@@ -72,7 +73,10 @@ class UserCpu(KvmCpu):
 
     def other(self, reason: int) -> bool:
         if reason == ioctls.KVM_EXIT_HLT:
-            self._halted = self.attention = True
+            # An NMI that comes right behind STI waits for the next instruction. Is that HLT, the kernel exits with the
+            # NMI still waiting, which it delivers when it runs on.
+            self._nmi_given = self._nmi_given and bool(cpustate.events(self.fd).nmi.pending)
+            self._halted, self.attention = not self._nmi_given, True
         elif reason in (ioctls.KVM_EXIT_X86_RDMSR, ioctls.KVM_EXIT_X86_WRMSR):
             self._msr(reason == ioctls.KVM_EXIT_X86_WRMSR)
         else:

@@ -98,9 +98,14 @@ def clear_events(fd: int) -> None:
 
 def nmi_masked(fd: int) -> bool:
     """Whether the CPU is in the service of an NMI, which holds up the next."""
-    events = abi.VcpuEvents()
-    call(fd, ioctls.KVM_GET_VCPU_EVENTS, events)
-    return bool(events.nmi.masked)
+    return bool(events(fd).nmi.masked)
+
+
+def events(fd: int) -> abi.VcpuEvents:
+    """Return what the kernel has waiting for the CPU, and what holds it up."""
+    found = abi.VcpuEvents()
+    call(fd, ioctls.KVM_GET_VCPU_EVENTS, found)
+    return found
 
 
 class PowerOn:
