@@ -13,15 +13,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Final
 
 from benchmarks.device import SCRATCH, MyDevice
-from benchmarks.mmio import CODE_AT, DEVICE_AT, LENGTH, READS, WRITES, best, registers
+from benchmarks.mmio import DEVICE_AT, LENGTH, READS, WRITES, best, run_loop
 from benchmarks.report import Row
 from iobus.engines.kvm.engine import KvmEngine
-from iobus.exits import EngineError, HltExit
-from iobus.machine import Machine
+from iobus.exits import EngineError
 from iobus.pc.pc import MINIMUM_MEMORY, Pc
 
 _SOURCE: Final = Path(__file__).with_name("kvm_loop.c")
@@ -44,7 +42,7 @@ def run(quick: bool) -> list[Row]:
         region = machine.mmio.attach(device, DEVICE_AT, LENGTH)
 
         def plain(code: bytes, count: int) -> int:
-            return _run(machine, code, count)
+            return run_loop(machine, code, count)
 
         in_c = None if (missing := _missing()) else stack.enter_context(_loop_in_c())
         for name, code in _EXITS.items():
@@ -62,19 +60,6 @@ def run(quick: bool) -> list[Row]:
     if device.scratch != 1:
         raise RuntimeError(f"the last writes left {device.scratch} in SCRATCH, not 1")
     return rows
-
-
-def _run(machine: Machine, code: bytes, count: int) -> int:
-    """Run the loop on iobus; return ns."""
-    machine.memory.write(CODE_AT, code)
-    vcpu = machine.vcpus[0]
-    vcpu.registers = registers(count)
-    start = perf_counter_ns()
-    exit = machine.run()
-    elapsed = perf_counter_ns() - start
-    if not isinstance(exit, HltExit):
-        raise RuntimeError(f"the loop ended with {exit}, not at its HLT")
-    return elapsed
 
 
 def _missing() -> str:

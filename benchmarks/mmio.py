@@ -21,6 +21,7 @@ from benchmarks.report import Row
 from iobus.cpu_registers import Registers, Segment
 from iobus.engines.unicorn.engine import UnicornEngine
 from iobus.exits import HltExit
+from iobus.machine import Machine
 from iobus.pc.pc import MINIMUM_MEMORY, Pc
 from iobus.trace import JsonLines, Tracer
 
@@ -55,15 +56,7 @@ def run(quick: bool) -> list[Row]:
         machine.mmio.attach(device, DEVICE_AT, LENGTH)
 
         def on_iobus(code: bytes, count: int) -> int:
-            machine.memory.write(CODE_AT, code)
-            vcpu = machine.vcpus[0]
-            vcpu.registers = registers(count)
-            start = perf_counter_ns()
-            exit = machine.run()
-            elapsed = perf_counter_ns() - start
-            if not isinstance(exit, HltExit):
-                raise RuntimeError(f"the loop ended with {exit}, not at its HLT")
-            return elapsed
+            return run_loop(machine, code, count)
 
         on_binding = _official_binding(other)
         for name, code in (("MMIO read from a guest", READS), ("MMIO write from a guest", WRITES)):
@@ -76,6 +69,19 @@ def run(quick: bool) -> list[Row]:
     if (device.scratch, other.scratch) != (1, 1):
         raise RuntimeError(f"the last writes left {device.scratch} and {other.scratch} in SCRATCH, not 1 and 1")
     return rows
+
+
+def run_loop(machine: Machine, code: bytes, count: int) -> int:
+    """Run a loop of `count` accesses on iobus; return ns."""
+    machine.memory.write(CODE_AT, code)
+    vcpu = machine.vcpus[0]
+    vcpu.registers = registers(count)
+    start = perf_counter_ns()
+    exit = machine.run()
+    elapsed = perf_counter_ns() - start
+    if not isinstance(exit, HltExit):
+        raise RuntimeError(f"the loop ended with {exit}, not at its HLT")
+    return elapsed
 
 
 def best(guests: tuple[Guest, ...], code: bytes, accesses: int, rounds: int) -> list[float]:
