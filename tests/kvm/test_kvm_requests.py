@@ -11,14 +11,19 @@ import time
 
 import pytest
 from bus_devices import Recorder
-from kvm_rig import KICKS, Guest, needs_kvm
+from kvm_rig import KICKS, Guest, needs_hardware, needs_kvm
 from rig import CODE, DATA, MMIO, Vectors, code16, code64
 
+from iobus.engines.kvm import abi, ioctls
 from iobus.engines.kvm.cpu_user import UserCpu
+from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.kick import KICK
 from iobus.exits import EngineError, HltExit, KickExit, PioExit, PowerOffExit, TimeoutExit
 
 pytestmark = needs_kvm
+
+STI_SHADOW = 2
+"""KVM_X86_SHADOW_INT_STI, of kvm_vcpu_events.interrupt.shadow."""
 
 SPIN = code64("""
     48 ff c1  ; inc rcx
@@ -198,6 +203,28 @@ def test_a_halted_guest_is_woken_from_another_thread(wake: str) -> None:
         assert guest.vcpu.run() == KickExit()
         thread.join()
         assert guest.word() == (0 if wake == "kick" else 20)
+
+
+@needs_hardware
+def test_an_nmi_held_up_by_sti_ends_the_halt_behind_it() -> None:
+    """Right behind STI an NMI waits for one more instruction: is that HLT, the CPU does not sleep over the NMI.
+
+    The vCPU is put there by the kernel's word of the shadow of STI: a signal that comes just then does the same.
+    """
+    with Guest(code64("f4 fa f4  ; hlt; cli; hlt")) as guest:
+        guest.gate(2, code64("""
+            48 ff 04 25 00 00 03 00  ; inc qword ptr [0x30000]
+            48 cf                    ; iretq
+        """), CODE + 0x1000)  # fmt: skip
+        guest.set(rflags=0x202)
+        executor = guest.vcpu.executor
+        assert isinstance(executor, UserCpu)
+        events = abi.VcpuEvents(flags=ioctls.KVM_VCPUEVENT_VALID_SHADOW)
+        events.interrupt.shadow = STI_SHADOW
+        call(executor.fd, ioctls.KVM_SET_VCPU_EVENTS, events)
+        guest.vcpu.nmi()
+        guest.finish()
+        assert guest.word() == 1
 
 
 def test_a_halted_guest_waits_without_running() -> None:

@@ -9,6 +9,7 @@ from rig import (
     CODE,
     DATA,
     DATA64,
+    MMIO,
     Guest,
     RealModeGuest,
     Vectors,
@@ -265,6 +266,59 @@ def test_interrupts_in_real_mode_go_through_the_vector_table() -> None:
         assert guest.memory.load(0x500, 1) == 0x61
 
 
+class Raising(Vectors, Device):
+    """A controller that is a device too: each read requests an interrupt, also that of an MSR, which it has not."""
+
+    reads = 0
+
+    def read(self, offset: int, size: int) -> int:
+        self.reads += 1
+        self.request(0x40)
+        return 0
+
+    def read_msr(self, index: int) -> None:
+        self.read(0, 8)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "fault"),
+    [
+        ("6c     ; insb", 14),
+        ("48 a4  ; movsb", 14),
+        pytest.param("0f 32  ; rdmsr", 13, marks=pytest.mark.lost("the MSRs of the interrupt controller")),
+    ],
+    ids=["INSB to a missing page", "MOVSB to a missing page", "RDMSR of one that is not there"],
+)
+def test_an_interrupt_raised_by_an_access_that_ends_in_a_fault_is_not_lost(instruction: str, fault: int) -> None:
+    """The device requests it in the middle of the instruction: it is taken behind the instruction's exception."""
+    access = code64(instruction)
+    program = code64("""
+        fb              ; sti
+        b9 ff 08 00 00  ; mov ecx, 0x8ff
+    """) + access + code64("""
+        90  ; nop
+        fa  ; cli
+        f4  ; hlt
+    """)  # fmt: skip
+    with Guest(program) as guest:
+        device = Raising(guest.machine)
+        guest.machine.pio.attach(device, 0x10, 1)
+        guest.machine.mmio.attach(device, MMIO, 8)
+        guest.gate(fault, code64(f"""
+            48 ff 04 25 00 00 03 00      ; inc qword ptr [0x30000]
+            48 83 c4 08                  ; add rsp, 8
+            48 83 04 24 {len(access):02x}               ; add qword ptr [rsp], {len(access)}
+            48 cf                        ; iretq
+        """), HANDLERS)  # fmt: skip
+        guest.gate(0x40, code64("""
+            48 ff 04 25 08 00 03 00  ; inc qword ptr [0x30008]
+            48 cf                    ; iretq
+        """), HANDLERS + 0x100)  # fmt: skip
+        guest.set(rdx=0x10, rsi=MMIO, rdi=guest.map(0, 0, 0))
+        guest.finish()
+        assert (guest.word(), guest.word(8)) == (1, device.reads)
+
+
 # NMIs.
 
 
@@ -299,6 +353,26 @@ def test_an_nmi_within_an_nmi_waits_for_iret() -> None:
         guest.vcpu.nmi()
         guest.finish()
         assert [guest.word(at, 4) for at in (0, 8, 12)] == [2, 1, 2]
+
+
+def test_a_halt_in_the_service_of_an_nmi_is_not_ended_by_the_next() -> None:
+    """The second NMI comes when the first one's handler has returned, and not before."""
+    handler = code64("""
+        ff 04 25 00 00 03 00     ; inc dword ptr [0x30000]
+        83 3c 25 00 00 03 00 02  ; cmp dword ptr [0x30000], 2
+        74 03                    ; je .+5
+        e6 10                    ; out 0x10, al
+        f4                       ; hlt
+        48 cf                    ; iretq
+    """)
+    with Guest(code64("fa 90 f4  ; cli; nop; hlt")) as guest:
+        guest.gate(2, handler, HANDLERS)
+        guest.machine.pio.attach(Port(lambda value: guest.vcpu.nmi()), 0x10, 1)
+        guest.vcpu.nmi()
+        halted = guest.finish().rip
+        assert (halted, guest.word(0, 4)) == (HANDLERS + len(handler) - 2, 1)
+        guest.set(rip=halted)
+        assert (guest.finish().rip, guest.word(0, 4)) == (CODE + 3, 2)
 
 
 def test_an_nmi_comes_before_an_interrupt() -> None:

@@ -301,6 +301,7 @@ class KvmCpu:
         if exc.errno == errno.EINTR:
             self._u8[_IMMEDIATE_EXIT] = 0
             self._kicker.drain()
+            self.attention = True
         elif exc.errno != errno.EAGAIN:
             raise EngineError(f"KVM_RUN failed: {exc.strerror}; {failure.where(self.get_registers())}") from exc
         self._u32[_REASON] = _INTR
@@ -402,8 +403,8 @@ class KvmCpu:
                 self._released.wait()
             self.engine.map_memory()
             if self._kicked or self.init_pending:
-                if self._u32[_REASON] in _COMPLETED_BY_RUN:  # then it comes back here
-                    self._u8[_IMMEDIATE_EXIT] = self.attention = self._open = True
+                if self._finish_first():
+                    self._open = True
                     return None
                 if self.init_pending:
                     self.take_init()
@@ -440,7 +441,8 @@ class KvmCpu:
         vector = None
         with self.vcpu.machine.lock:
             pending = controller.pending()
-            if pending and self._u8[_READY]:
+            # An instruction that is not finished may yet fault, and the kernel then drops an interrupt it was given.
+            if pending and self._u8[_READY] and not self._finish_first():
                 vector = controller.acknowledge()
                 pending = controller.pending()
         if vector is not None:
@@ -448,6 +450,13 @@ class KvmCpu:
             self._u8[_READY] = 0
         self._u8[_WINDOW] = pending
         return pending or vector is not None
+
+    def _finish_first(self) -> bool:
+        """In the middle of an instruction, have KVM_RUN finish it and come back; return whether that is so."""
+        if self._u32[_REASON] not in _COMPLETED_BY_RUN:
+            return False
+        self._u8[_IMMEDIATE_EXIT] = True
+        return True
 
     @property
     def interruptible(self) -> bool:

@@ -63,6 +63,7 @@ class UserCpu(KvmCpu):
             while self.nmis:
                 self.nmis.popleft()
                 call(self.fd, ioctls.KVM_NMI)
+                self._nmi_given = True
         if self.inject() and self.interruptible:
             self._halted = False
         if self._halted and not self.attention:
@@ -73,10 +74,7 @@ class UserCpu(KvmCpu):
 
     def other(self, reason: int) -> bool:
         if reason == ioctls.KVM_EXIT_HLT:
-            # An NMI that comes right behind STI waits for the next instruction. Is that HLT, the kernel exits with the
-            # NMI still waiting, which it delivers when it runs on.
-            self._nmi_given = self._nmi_given and bool(cpustate.events(self.fd).nmi.pending)
-            self._halted, self.attention = not self._nmi_given, True
+            self._halted, self.attention = not self._nmi_waits(), True
         elif reason in (ioctls.KVM_EXIT_X86_RDMSR, ioctls.KVM_EXIT_X86_WRMSR):
             self._msr(reason == ioctls.KVM_EXIT_X86_WRMSR)
         else:
@@ -122,6 +120,18 @@ class UserCpu(KvmCpu):
         registers.cs, registers.rip = Segment(vector << 8, vector << 12, 0xFFFF, 0x9B), 0
         cpustate.set_registers(self.fd, registers)
         return True
+
+    def _nmi_waits(self) -> bool:
+        """Whether the kernel has an NMI for the CPU that has just halted: it is delivered when the CPU runs on.
+
+        Right behind an STI or the IRET of the last NMI it could not be delivered before; the kernel makes the exit
+        of HLT without a look at it.
+        """
+        if not self._nmi_given:
+            return False
+        nmi = cpustate.events(self.fd).nmi
+        self._nmi_given = bool(nmi.pending)
+        return self._nmi_given and not nmi.masked
 
     def _msr(self, is_write: bool) -> None:
         """An MSR that the kernel leaves to us: the controller's, or nobody's, which is #GP."""
