@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iobus.engines.kvm import abi, cpu, ioctls
+from iobus.engines.kvm import abi, ioctls, runpage
 
 NOT_IN_C = frozenset({"later", "opaque"})
 """Fields that stand for what later kernels put there, or for all that nobody looks into."""
@@ -95,7 +95,7 @@ def test_what_the_run_loop_reads_at_once_lies_where_it_looks() -> None:
     run = abi.Run(exit_reason=0x01020304, cr8=5, apic_base=6 << 40)
     run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = 7 << 50, 8, 1
     run.mmio.data[:] = range(8)
-    found = cpu._MOSTLY(bytearray(run), cpu._MOSTLY_AT)
+    found = runpage.MOSTLY(bytearray(run), runpage.MOSTLY_AT)
     assert found == (0x01020304, 5, 6 << 40, 7 << 50, int.from_bytes(bytes(range(8)), "little"), 8, 1)
 
 

@@ -97,7 +97,7 @@ def test_the_ring_wraps_from_every_start_index(guest: Accesses, monkeypatch: pyt
     guest.machine.mmio.attach(device, MMIO, 0x100).coalesce = True
     capacity = shortcuts.CAPACITY
     cpu: Any = guest.vcpu.executor
-    u32, first = cpu._u32, cpu._ring_first
+    u32, first = cpu.page.u32, cpu._ring_first
     count = capacity + 2  # all but one place, one by an exit, two more: the next batch begins one place on
     for start in range(capacity):
         assert u32[first] == start

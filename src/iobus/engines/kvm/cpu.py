@@ -1,7 +1,7 @@
 """One vCPU in the kernel: the run loop, its accesses, and how requests and interrupts get in.
 
-Above `cpustate.py`, `cpuid.py`, `kick.py` and `side.py`. Two kinds of vCPU derive from `KvmCpu`: one whose LAPIC is
-a Python object (`cpu_user.py`), one whose LAPIC is in the kernel (`cpu_lapic.py`). By the kernel's
+Above `runpage.py`, `cpustate.py`, `cpuid.py`, `kick.py` and `side.py`. Two kinds of vCPU derive from `KvmCpu`: one
+whose LAPIC is a Python object (`cpu_user.py`), one whose LAPIC is in the kernel (`cpu_lapic.py`). By the kernel's
 Documentation/virt/kvm/api.rst, section 5 (`kvm_run`).
 
 The loop runs on whichever thread called `run`, unless that is the main one (see side.py). Requests from other
@@ -13,21 +13,41 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
-import struct
-import sys
 import threading
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from threading import get_ident
+from typing import TYPE_CHECKING, Final
 
+from iobus.claims import device_error
 from iobus.clock import Tsc
 from iobus.cpu_registers import RFLAGS_IF, Registers
 from iobus.engines.kvm import abi, cpuid, cpustate, failure, ioctls
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.kick import Kicker
+from iobus.engines.kvm.runpage import (
+    APIC_BASE,
+    CR8,
+    IF,
+    IMMEDIATE_EXIT,
+    IO_AT,
+    IO_COUNT,
+    IO_DIRECTION,
+    IO_PORT,
+    IO_SIZE,
+    MASKS,
+    MMIO_AT,
+    MMIO_DATA,
+    MOSTLY,
+    MOSTLY_AT,
+    READY,
+    REASON,
+    WINDOW,
+    Access,
+    RunPage,
+)
 from iobus.engines.kvm.side import Side
 from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit, ShutdownExit
 from iobus.paging import Paging
@@ -36,48 +56,10 @@ from iobus.vcpu import VCPU, Answer
 if TYPE_CHECKING:
     from iobus.engines.kvm.engine import KvmEngine
 
-# Places in kvm_run, in units of their size.
-_WINDOW: Final = abi.offset(abi.Run, "request_interrupt_window")
-_IMMEDIATE_EXIT: Final = abi.offset(abi.Run, "immediate_exit")
-_REASON: Final = abi.offset(abi.Run, "exit_reason") // 4
-_READY: Final = abi.offset(abi.Run, "ready_for_interrupt_injection")
-_IF: Final = abi.offset(abi.Run, "if_flag")
-_CR8: Final = abi.offset(abi.Run, "cr8") // 8
-_APIC_BASE: Final = abi.offset(abi.Run, "apic_base") // 8
-_MMIO_AT: Final = abi.offset(abi.Run, "mmio", "data")
-_MMIO_DATA: Final = _MMIO_AT // 8
-_MMIO_IS_WRITE: Final = abi.offset(abi.Run, "mmio", "is_write")
-_IO_DIRECTION: Final = abi.offset(abi.Run, "io", "direction")
-_IO_SIZE: Final = abi.offset(abi.Run, "io", "size")
-_IO_PORT: Final = abi.offset(abi.Run, "io", "port") // 2
-_IO_COUNT: Final = abi.offset(abi.Run, "io", "count") // 4
-_IO_AT: Final = abi.offset(abi.Run, "io", "data_offset") // 8
-
-_MOSTLY: Final = struct.Struct("=I4xQQQQIB").unpack_from
-"""The exit's reason, CR8, the APIC base, and of an MMIO exit address, data, length and direction; from `_MOSTLY_AT`."""
-_MOSTLY_AT: Final = 4 * _REASON
-
-_ONES: Final = (1 << 64) - 1
-_MASKS: Final = tuple((1 << 8 * size) - 1 if size in (1, 2, 4, 8) else 0 for size in range(9))
-"""By the size of an access; 0 where the bus has no such size."""
-
 _GLIMPSE: Final = 0.0001  # seconds: how long a vCPU may take to leave guest code is not known
 
 _RUN: Final = int(ioctls.KVM_RUN)
 _INTR, _MMIO, _IO = ioctls.KVM_EXIT_INTR, ioctls.KVM_EXIT_MMIO, ioctls.KVM_EXIT_IO
-_COMPLETED_BY_RUN: Final = frozenset((_MMIO, _IO, ioctls.KVM_EXIT_X86_RDMSR, ioctls.KVM_EXIT_X86_WRMSR))
-"""Exits in the middle of an instruction, which the next KVM_RUN finishes before it runs on."""
-
-
-class Access(NamedTuple):
-    """One access of an exit that made several."""
-
-    is_port: bool
-    address: int
-    size: int
-    is_write: bool
-    at: int
-    """Where its data is, in bytes from `kvm_run`."""
 
 
 class _UnansweredError(Exception):
@@ -98,11 +80,9 @@ class KvmCpu:
         self.engine: Final = engine
         self.vcpu: Final = vcpu
         self.fd: Final = call(vm.fd, ioctls.KVM_CREATE_VCPU, vcpu.index)
-        self.shared: Final = mmap.mmap(self.fd, call(vm.system, ioctls.KVM_GET_VCPU_MMAP_SIZE))
-        view = memoryview(self.shared)
-        self._u8, self._u16, self._u32, self._u64 = view.cast("B"), view.cast("H"), view.cast("I"), view.cast("Q")
+        self.page: Final = RunPage(self.fd, call(vm.system, ioctls.KVM_GET_VCPU_MMAP_SIZE))
         self._shortcuts: Final = engine.shortcuts
-        self._ring_first, self._ring_last = self._shortcuts.find_ring(view)
+        self._ring_first, self._ring_last = self._shortcuts.find_ring(self.page.view)
         self._kicker = Kicker(self.fd)
         self._side = Side(f"iobus-kvm{vcpu.index}")
         self._features: object = None
@@ -173,8 +153,8 @@ class KvmCpu:
         self.abandon()
         self._install_cpuid()
         cpustate.set_registers(self.fd, registers)
-        self._u8[_READY] = 0
-        self._u8[_IF] = bool(registers.rflags & RFLAGS_IF)
+        self.page.u8[READY] = 0
+        self.page.u8[IF] = bool(registers.rflags & RFLAGS_IF)
 
     def paging(self) -> Paging:
         return cpustate.paging(self.fd)
@@ -203,9 +183,7 @@ class KvmCpu:
             return
         self._closed = True
         self._side.close()
-        for view in (self._u8, self._u16, self._u32, self._u64):
-            view.release()
-        self.shared.close()
+        self.page.close()
         os.close(self.fd)
 
     # The run loop.
@@ -225,7 +203,7 @@ class KvmCpu:
                 exit, at = self._waiting
                 self._waiting = None
                 if not exit.is_write:
-                    self._put(at, exit.size, exit.data & _MASKS[exit.size])
+                    self.page.put(at, exit.size, exit.data & MASKS[exit.size])
             if self._shortcuts.stale:
                 self._shortcuts.sync()
             pending = self._serve_rest()
@@ -237,10 +215,12 @@ class KvmCpu:
 
     def _loop(self) -> Exit:
         fd, ioctl, vcpu = self.fd, fcntl.ioctl, self.vcpu
-        shared, u8, u16, u32, u64 = self.shared, self._u8, self._u16, self._u32, self._u64
+        page, memory = self.page, self.page.memory
+        u8, u16, u32, u64 = page.u8, page.u16, page.u32, page.u64
         first, last, shortcuts = self._ring_first, self._ring_last, self._shortcuts
         zones, late = shortcuts.zones, shortcuts.waiting
-        read, write = vcpu.mmio_path.read, vcpu.mmio_path.write
+        mmio, pio, lock, me = vcpu.mmio_path, vcpu.pio_path, vcpu.machine.lock, get_ident()
+        take, give, waiting = lock.take, lock.give, lock.waiting
         unserved, self._unserved = self._unserved, False
         while True:
             if not unserved:
@@ -258,40 +238,80 @@ class KvmCpu:
                 try:
                     shortcuts.drain(vcpu)
                 except _UnansweredError as pending:
-                    return self._hand_out(pending.exit, _MMIO_AT)
+                    return self._hand_out(pending.exit, MMIO_AT)
                 self._unserved = False
             # One look at the page for all that most exits need: each one by itself costs as much.
-            reason, cr8, apic_base, address, data, length, is_write = _MOSTLY(shared, _MOSTLY_AT)
+            reason, cr8, apic_base, address, data, length, is_write = MOSTLY(memory, MOSTLY_AT)
             if cr8 != self.cr8 or apic_base != self.apic_base:
                 self.guest_changed(cr8, apic_base)
             try:
                 if reason == _MMIO:
-                    if not (mask := _MASKS[length]):
-                        self._cut(address, length)
+                    # `AccessPath.read` and `write`, and `Lock`, written out once more: an exit costs three calls less.
+                    if not (mask := MASKS[length]):
+                        self._rest.extend(page.cut(address, length))
                     elif is_write:
-                        write(address, length, data & mask)
+                        claim, result, data = None, NotImplemented, data & mask
+                        try:
+                            take()
+                        except IndexError:
+                            lock.wait()
+                        lock.owner = me
+                        try:
+                            call, at, claim = mmio.writes[length][address]
+                            result = call(at, length, data)
+                        except Exception as exc:
+                            if claim is not None:
+                                raise device_error(claim, address, length, data, exc) from exc
+                        finally:
+                            lock.owner = 0
+                            give(True)
+                            if waiting:
+                                lock.wake()
+                        if result is NotImplemented:
+                            mmio.write_on(address, length, data, claim)
                         if address >> 12 == self.apic_page:
                             self.controller_written()
                         continue
                     else:
-                        u64[_MMIO_DATA] = _ONES  # what the access ends with if a device fails
-                        u64[_MMIO_DATA] = read(address, length)
+                        claim = value = None
+                        try:
+                            take()
+                        except IndexError:
+                            lock.wait()
+                        lock.owner = me
+                        try:
+                            call, at, claim = mmio.reads[length][address]
+                            value = call(at, length)
+                            if type(value) is int and 0 <= value <= mask:
+                                u64[MMIO_DATA] = value
+                                continue
+                        except Exception as exc:
+                            if claim is not None:
+                                raise device_error(claim, address, length, None, exc) from exc
+                        finally:
+                            lock.owner = 0
+                            give(True)
+                            if waiting:
+                                lock.wake()
+                        u64[MMIO_DATA] = mmio.read_on(address, length, claim, value)
                         continue
                 elif reason == _IO:
-                    if u32[_IO_COUNT] != 1:
-                        self._unroll()
+                    if u32[IO_COUNT] != 1:
+                        self._rest.extend(page.unroll())
                     else:
-                        size, at = u8[_IO_SIZE], u64[_IO_AT] >> 2
-                        if u8[_IO_DIRECTION] == ioctls.KVM_EXIT_IO_OUT:
-                            vcpu.pio_path.write(u16[_IO_PORT], size, u32[at] & _MASKS[size])
+                        size, at = u8[IO_SIZE], u64[IO_AT] >> 2
+                        if u8[IO_DIRECTION] == ioctls.KVM_EXIT_IO_OUT:
+                            pio.write(u16[IO_PORT], size, u32[at] & MASKS[size])
                         else:
-                            u32[at] = 0xFFFFFFFF
-                            u32[at] = vcpu.pio_path.read(u16[_IO_PORT], size)
+                            u32[at] = pio.read(u16[IO_PORT], size)
                         continue
                 elif (ended := self._other(reason)) is not None:
                     return ended
             except _UnansweredError as pending:
-                return self._hand_out(pending.exit, _MMIO_AT if reason == _MMIO else u64[_IO_AT])
+                return self._hand_out(pending.exit, MMIO_AT if reason == _MMIO else u64[IO_AT])
+            except BaseException:
+                page.answer_with_ones()  # what a read ends with if its device fails
+                raise
             if self._rest and (handed := self._serve_rest()) is not None:
                 return handed
 
@@ -299,12 +319,12 @@ class KvmCpu:
         """KVM_RUN returned without an exit: a signal, or an instruction finished that was not to run on."""
         self._open = False
         if exc.errno == errno.EINTR:
-            self._u8[_IMMEDIATE_EXIT] = 0
+            self.page.u8[IMMEDIATE_EXIT] = 0
             self._kicker.drain()
             self.attention = True
         elif exc.errno != errno.EAGAIN:
             raise EngineError(f"KVM_RUN failed: {exc.strerror}; {failure.where(self.get_registers())}") from exc
-        self._u32[_REASON] = _INTR
+        self.page.u32[REASON] = _INTR
 
     def _other(self, reason: int) -> Exit | None:
         """Deal with the rarer exits."""
@@ -317,40 +337,25 @@ class KvmCpu:
                 pass
             case _:
                 if not self.other(reason):
-                    what = failure.describe(abi.Run.from_buffer(self.shared))
+                    what = failure.describe(abi.Run.from_buffer(self.page.memory))
                     raise EngineError(f"{what}; {failure.where(self.get_registers())}")
         return None
 
     # Accesses.
 
-    def _cut(self, address: int, length: int) -> None:
-        """An MMIO exit of a size the bus has not: elements of the bus's sizes, largest first."""
-        is_write, part = bool(self._u8[_MMIO_IS_WRITE]), 0
-        while part < length:
-            unit = min(8, 1 << (length - part).bit_length() - 1)
-            self._rest.append(Access(False, address + part, unit, is_write, _MMIO_AT + part))
-            part += unit
-
-    def _unroll(self) -> None:
-        """The elements of a string instruction's exit."""
-        size, at, port = self._u8[_IO_SIZE], self._u64[_IO_AT], self._u16[_IO_PORT]
-        is_write = self._u8[_IO_DIRECTION] == ioctls.KVM_EXIT_IO_OUT
-        for index in range(self._u32[_IO_COUNT]):
-            self._rest.append(Access(True, port, size, is_write, at + index * size))
-
     def _serve_rest(self) -> Exit | None:
         """Make the accesses of an exit that has several; return the one that waits for the caller."""
-        vcpu, rest = self.vcpu, self._rest
+        vcpu, rest, page = self.vcpu, self._rest, self.page
         while rest:
             access = rest.popleft()
             size, at = access.size, access.at
             try:
                 if access.is_write:
-                    value = int.from_bytes(self._u8[at : at + size], sys.byteorder)
+                    value = page.get(at, size)
                     (vcpu.pio_path.write if access.is_port else vcpu.mmio_path.write)(access.address, size, value)
                 else:
-                    self._put(at, size, _MASKS[size])
-                    self._put(
+                    page.put(at, size, MASKS[size])
+                    page.put(
                         at, size, (vcpu.pio_path.read if access.is_port else vcpu.mmio_path.read)(access.address, size)
                     )
             except _UnansweredError as pending:
@@ -361,9 +366,6 @@ class KvmCpu:
         self._waiting = exit, at
         return exit
 
-    def _put(self, at: int, size: int, value: int) -> None:
-        self._u8[at : at + size] = value.to_bytes(size, sys.byteorder)
-
     def abandon(self) -> None:
         """Bring an instruction that waits for accesses to its end: reads give ones, writes are dropped.
 
@@ -371,20 +373,16 @@ class KvmCpu:
         """
         self._waiting, self._unserved = None, False
         self._rest.clear()
-        u8, u32, u64 = self._u8, self._u32, self._u64
-        while (reason := u32[_REASON]) in _COMPLETED_BY_RUN:
-            if reason == _IO and u8[_IO_DIRECTION] != ioctls.KVM_EXIT_IO_OUT:
-                at, length = u64[_IO_AT], u8[_IO_SIZE] * u32[_IO_COUNT]
-                u8[at : at + length] = b"\xff" * length
-            elif reason == _MMIO:
-                u64[_MMIO_DATA] = _ONES
-            u8[_IMMEDIATE_EXIT] = 1
+        page, u8 = self.page, self.page.u8
+        while page.within_instruction():
+            page.answer_with_ones()
+            u8[IMMEDIATE_EXIT] = 1
             try:
                 fcntl.ioctl(self.fd, _RUN)
             except InterruptedError:
-                u32[_REASON] = _INTR
+                page.u32[REASON] = _INTR
             finally:
-                u8[_IMMEDIATE_EXIT] = 0
+                u8[IMMEDIATE_EXIT] = 0
 
     # Requests.
 
@@ -442,26 +440,26 @@ class KvmCpu:
         with self.vcpu.machine.lock:
             pending = controller.pending()
             # An instruction that is not finished may yet fault, and the kernel then drops an interrupt it was given.
-            if pending and self._u8[_READY] and not self._finish_first():
+            if pending and self.page.u8[READY] and not self._finish_first():
                 vector = controller.acknowledge()
                 pending = controller.pending()
         if vector is not None:
             call(self.fd, ioctls.KVM_INTERRUPT, abi.Interrupt(irq=vector))
-            self._u8[_READY] = 0
-        self._u8[_WINDOW] = pending
+            self.page.u8[READY] = 0
+        self.page.u8[WINDOW] = pending
         return pending or vector is not None
 
     def _finish_first(self) -> bool:
         """In the middle of an instruction, have KVM_RUN finish it and come back; return whether that is so."""
-        if self._u32[_REASON] not in _COMPLETED_BY_RUN:
+        if not self.page.within_instruction():
             return False
-        self._u8[_IMMEDIATE_EXIT] = True
+        self.page.u8[IMMEDIATE_EXIT] = True
         return True
 
     @property
     def interruptible(self) -> bool:
         """RFLAGS.IF, as the last exit or the caller left it."""
-        return bool(self._u8[_IF])
+        return bool(self.page.u8[IF])
 
     def sleep(self) -> None:
         """Wait for a request."""
@@ -497,18 +495,18 @@ class KvmCpu:
         """Put the CPU in the INIT state."""
         self.init_pending = False
         cpustate.init(self.fd, self._signature)
-        self._u8[_READY] = self._u8[_IF] = 0
+        self.page.u8[READY] = self.page.u8[IF] = 0
         self.set_cr8(0)
 
     def set_cr8(self, value: int) -> None:
         """Have the CPU go on with this CR8."""
-        self._u64[_CR8] = self.cr8 = value
+        self.page.u64[CR8] = self.cr8 = value
 
     def set_apic_base(self, value: int) -> None:
         """Have the CPU go on with this IA32_APIC_BASE."""
         if value != self.apic_base:
             cpustate.write_msr(self.fd, cpustate.IA32_APIC_BASE, value)
-            self._u64[_APIC_BASE] = self.apic_base = value
+            self.page.u64[APIC_BASE] = self.apic_base = value
 
     def guest_changed(self, cr8: int, apic_base: int) -> None:
         """The guest has written CR8 or IA32_APIC_BASE, without an exit."""

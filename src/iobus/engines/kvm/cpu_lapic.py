@@ -58,7 +58,7 @@ class LapicCpu(KvmCpu):
         if reason != ioctls.KVM_EXIT_IOAPIC_EOI:
             return False
         with self.vcpu.machine.lock:
-            self._apic_bus.eoi(abi.Run.from_buffer(self.shared).eoi.vector)
+            self._apic_bus.eoi(abi.Run.from_buffer(self.page.memory).eoi.vector)
         return True
 
     def take_init(self) -> None:

@@ -135,7 +135,7 @@ class UserCpu(KvmCpu):
 
     def _msr(self, is_write: bool) -> None:
         """An MSR that the kernel leaves to us: the controller's, or nobody's, which is #GP."""
-        msr, controller = abi.Run.from_buffer(self.shared).msr, self.vcpu.controller
+        msr, controller = abi.Run.from_buffer(self.page.memory).msr, self.vcpu.controller
         msr.error = 1
         if controller is None:
             return
