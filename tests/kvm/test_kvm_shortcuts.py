@@ -213,11 +213,11 @@ def test_a_timer_finds_the_writes_made_before_it(guest: Accesses, monkeypatch: p
     monkeypatch.setattr(shortcuts, "LATEST", 1000)
     device = Recorder()
     guest.machine.mmio.attach(device, MMIO, 8).coalesce = True
-    clock, seen = guest.machine.clock, []
+    clock, seen = guest.machine.clock, [None]
 
     def look() -> None:
         seen.append(list(device.calls) if guest.word(8, 1) else None)
-        if seen[-2:-1] == [None] or seen[-1] is None:  # what came just before this look, the next one finds
+        if None in seen[-2:]:  # what came just before this look, the next one finds
             timer.arm(clock.now() + 1_000_000)
         else:
             guest.memory.write(DATA, b"\1")

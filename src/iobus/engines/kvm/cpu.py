@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _GLIMPSE: Final = 0.0001  # seconds: how long a vCPU may take to leave guest code is not known
 
 _RUN: Final = int(ioctls.KVM_RUN)
-_INTR, _MMIO, _IO = ioctls.KVM_EXIT_INTR, ioctls.KVM_EXIT_MMIO, ioctls.KVM_EXIT_IO
+_INTR, _MMIO, _IO, _OUT = ioctls.KVM_EXIT_INTR, ioctls.KVM_EXIT_MMIO, ioctls.KVM_EXIT_IO, ioctls.KVM_EXIT_IO_OUT
 
 
 class _UnansweredError(Exception):
@@ -244,76 +244,62 @@ class KvmCpu:
             reason, cr8, apic_base, address, data, length, is_write = MOSTLY(memory, MOSTLY_AT)
             if cr8 != self.cr8 or apic_base != self.apic_base:
                 self.guest_changed(cr8, apic_base)
+            if reason == _MMIO:
+                path, view, slot, mask = mmio, u64, MMIO_DATA, MASKS[length]
+                if not mask:
+                    self._rest.extend(page.cut(address, length))
+            elif reason == _IO:
+                length, address, slot = u8[IO_SIZE], u16[IO_PORT], u64[IO_AT] >> 2
+                path, view, is_write, data = pio, u32, u8[IO_DIRECTION] == _OUT, u32[slot]
+                mask = MASKS[length] if u32[IO_COUNT] == 1 else 0
+                if not mask:
+                    self._rest.extend(page.unroll())
+            elif (ended := self._other(reason)) is not None:
+                return ended
+            else:
+                continue
+            if not mask:
+                if (handed := self._serve_rest()) is not None:
+                    return handed
+                continue
+            # `AccessPath.read` and `write`, and `Lock`, written out once more: an exit costs three calls less.
             try:
-                if reason == _MMIO:
-                    # `AccessPath.read` and `write`, and `Lock`, written out once more: an exit costs three calls less.
-                    if not (mask := MASKS[length]):
-                        self._rest.extend(page.cut(address, length))
-                    elif is_write:
-                        claim, result, data = None, NotImplemented, data & mask
-                        try:
-                            take()
-                        except IndexError:
-                            lock.wait()
-                        lock.owner = me
-                        try:
-                            call, at, claim = mmio.writes[length][address]
-                            result = call(at, length, data)
-                        except Exception as exc:
-                            if claim is not None:
-                                raise device_error(claim, address, length, data, exc) from exc
-                        finally:
-                            lock.owner = 0
-                            give(True)
-                            if waiting:
-                                lock.wake()
-                        if result is NotImplemented:
-                            mmio.write_on(address, length, data, claim)
-                        if address >> 12 == self.apic_page:
-                            self.controller_written()
-                        continue
+                claim, result = None, NotImplemented
+                try:
+                    take()
+                except IndexError:
+                    lock.wait()
+                lock.owner = me
+                try:
+                    if is_write:
+                        data &= mask
+                        call, at, claim = path.writes[length][address]
+                        result = call(at, length, data)
                     else:
-                        claim = value = None
-                        try:
-                            take()
-                        except IndexError:
-                            lock.wait()
-                        lock.owner = me
-                        try:
-                            call, at, claim = mmio.reads[length][address]
-                            value = call(at, length)
-                            if type(value) is int and 0 <= value <= mask:
-                                u64[MMIO_DATA] = value
-                                continue
-                        except Exception as exc:
-                            if claim is not None:
-                                raise device_error(claim, address, length, None, exc) from exc
-                        finally:
-                            lock.owner = 0
-                            give(True)
-                            if waiting:
-                                lock.wake()
-                        u64[MMIO_DATA] = mmio.read_on(address, length, claim, value)
-                        continue
-                elif reason == _IO:
-                    if u32[IO_COUNT] != 1:
-                        self._rest.extend(page.unroll())
-                    else:
-                        size, at = u8[IO_SIZE], u64[IO_AT] >> 2
-                        if u8[IO_DIRECTION] == ioctls.KVM_EXIT_IO_OUT:
-                            pio.write(u16[IO_PORT], size, u32[at] & MASKS[size])
-                        else:
-                            u32[at] = pio.read(u16[IO_PORT], size)
-                        continue
-                elif (ended := self._other(reason)) is not None:
-                    return ended
+                        call, at, claim = path.reads[length][address]
+                        result = call(at, length)
+                        if type(result) is int and 0 <= result <= mask:
+                            view[slot] = result
+                            continue
+                except Exception as exc:
+                    if claim is not None:
+                        raise device_error(claim, address, length, data if is_write else None, exc) from exc
+                finally:
+                    lock.owner = 0
+                    give(True)
+                    if waiting:
+                        lock.wake()
+                if not is_write:
+                    view[slot] = path.read_on(address, length, claim, result)
+                elif result is NotImplemented:
+                    path.write_on(address, length, data, claim)
+                if is_write and address >> 12 == self.apic_page:
+                    self.controller_written()
             except _UnansweredError as pending:
-                return self._hand_out(pending.exit, MMIO_AT if reason == _MMIO else u64[IO_AT])
+                return self._hand_out(pending.exit, slot * view.itemsize)
             except BaseException:
                 page.answer_with_ones()  # what a read ends with if its device fails
                 raise
-            if self._rest and (handed := self._serve_rest()) is not None:
-                return handed
 
     def _came_back(self, exc: OSError) -> None:
         """KVM_RUN returned without an exit: a signal, or an instruction finished that was not to run on."""
