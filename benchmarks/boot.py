@@ -47,7 +47,7 @@ def _measure(files: guests.Files, cpus: int, runs: int) -> list[Row]:
     for _ in range(runs):
         iobus.append(_boot(guests.on_iobus(files, cpus)))
         if not missing:
-            peer.append(_boot(guests.on_qemu(files, cpus)))
+            peer.append(_boot(guests.on_qemu(files, cpus=cpus)))
     rows: list[Row] = []
     for index, kind in enumerate(_KINDS):
         ours, theirs = tuple(run[index] for run in iobus), tuple(run[index] for run in peer)

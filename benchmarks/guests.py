@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Final, NamedTuple, Self
 
 from benchmarks.report import QEMU
@@ -88,12 +88,12 @@ def on_iobus(files: Files, cpus: int = 1, engine: str = "unicorn") -> Guest:
     )  # fmt: skip
 
 
-def on_qemu(files: Files, cpus: int = 1, accelerator: str = "tcg", machine: str = "pc") -> Guest:
-    """Start the guest on QEMU, by default on its TCG."""
+def on_qemu(files: Files, *more: str, cpus: int = 1, accelerator: str = "tcg", machine: str = "pc") -> Guest:
+    """Start the guest on QEMU, by default on its TCG; `more` arguments may add devices."""
     return Guest(
         "QEMU", QEMU, "-M", machine, "-accel", accelerator, "-m", str(MEBIBYTES), "-smp", str(cpus), "-display", "none",
         "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", str(files.kernel), "-initrd", str(files.initrd),
-        "-append", COMMAND_LINE,
+        "-append", COMMAND_LINE, *more,
     )  # fmt: skip
 
 
@@ -148,10 +148,15 @@ class Guest:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def wait_for(self, text: bytes, seconds: float = 120) -> float:
-        """Return when `text` had arrived, with all that came before it taken as seen. Raises `GuestError`."""
+    def wait_for(self, text: bytes, seconds: float = 120, *, pause: float = 0) -> float:
+        """Return when `text` had arrived, with all that came before it taken as seen. Raises `GuestError`.
+
+        With a `pause`, in seconds, output is looked at so seldom: where the guest has but this process's one CPU, a
+        look at each character takes more of it than the guest does.
+        """
         deadline = perf_counter() + seconds
         while text not in self._output:
+            sleep(pause)
             self._receive(text, deadline)
         self._output = self._output.split(text, 1)[1]
         return self._arrived
