@@ -6,12 +6,13 @@ a guest does to CR8, IA32_APIC_BASE and the LAPIC's MSRs is handed on to the con
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from iobus.cpu_registers import Registers, Segment
-from iobus.engines.kvm import abi, cpustate, ioctls
+from iobus.engines.kvm import cpustate, ioctls
 from iobus.engines.kvm.cpu import KvmCpu
 from iobus.engines.kvm.ioctls import call
+from iobus.engines.kvm.runpage import MSR_DATA, MSR_ERROR, MSR_INDEX
 from iobus.engines.kvm.tsc import KvmTsc
 from iobus.exits import Exit, HltExit
 from iobus.vcpu import VCPU
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from iobus.engines.kvm.engine import KvmEngine
 
 _APIC_ENABLED = 1 << 11
+_SHOWN: Final = frozenset({cpustate.IA32_APIC_BASE, 0x808})
+"""The controller's MSRs that change what the CPU has too: its base, and x2APIC's TPR, which is CR8."""
 
 
 class UserCpu(KvmCpu):
@@ -135,17 +138,14 @@ class UserCpu(KvmCpu):
 
     def _msr(self, is_write: bool) -> None:
         """An MSR that the kernel leaves to us: the controller's, or nobody's, which is #GP."""
-        msr, controller = abi.Run.from_buffer(self.page.memory).msr, self.vcpu.controller
-        msr.error = 1
-        if controller is None:
-            return
-        with self.vcpu.machine.lock:
-            if is_write:
-                done = controller.write_msr(msr.index, msr.data)
-            else:
-                value = controller.read_msr(msr.index)
-                done = value is not None
-                msr.data = value or 0
-        msr.error = not done
-        if is_write:
+        page, controller = self.page, self.vcpu.controller
+        index, done = page.u32[MSR_INDEX], False
+        if controller is not None:
+            with self.vcpu.machine.lock:
+                if is_write:
+                    done = controller.write_msr(index, page.u64[MSR_DATA])
+                elif (value := controller.read_msr(index)) is not None:
+                    page.u64[MSR_DATA], done = value, True
+        page.u8[MSR_ERROR] = not done
+        if is_write and index in _SHOWN:
             self.controller_written()

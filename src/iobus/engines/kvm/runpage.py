@@ -30,6 +30,9 @@ IO_SIZE: Final = abi.offset(abi.Run, "io", "size")
 IO_PORT: Final = abi.offset(abi.Run, "io", "port") // 2
 IO_COUNT: Final = abi.offset(abi.Run, "io", "count") // 4
 IO_AT: Final = abi.offset(abi.Run, "io", "data_offset") // 8
+MSR_ERROR: Final = abi.offset(abi.Run, "msr", "error")
+MSR_INDEX: Final = abi.offset(abi.Run, "msr", "index") // 4
+MSR_DATA: Final = abi.offset(abi.Run, "msr", "data") // 8
 
 MOSTLY: Final = struct.Struct("=I4xQQQQIB").unpack_from
 """The exit's reason, CR8, the APIC base, and of an MMIO exit address, data, length and direction; from `MOSTLY_AT`."""
