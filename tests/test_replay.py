@@ -133,6 +133,14 @@ def test_bad_input_is_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_file_without_lines_is_not_read_whole(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A first line that does not end within a megabyte is no trace's: a device that gives bytes for ever has none."""
+    header, records = (files / "run.jsonl").read_text().split("\n", 1)
+    (files / "long.jsonl").write_text(header[:-1] + " " * (1 << 20) + "}\n" + records)
+    assert run("replay", files / "long.jsonl", "--device", spec(files)) != 0
+    assert "long.jsonl, line 1: no access of a trace" in capsys.readouterr().err
+
+
 def test_a_test_is_not_written_over(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--test` with a name that is taken leaves the file as it is."""
     test = files / "test_counter.py"

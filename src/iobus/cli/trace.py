@@ -11,13 +11,17 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from iobus.bus import IobusError
 from iobus.cli.outcome import UsageError
 from iobus.machine import Machine
 from iobus.trace import JsonLines, Record, Sink, TraceFileError, Tracer, read_trace
+
+_LONGEST: Final = 1 << 20
+"""Characters of a line that are read as one: no access needs as many, and what is no trace may have no lines."""
 
 
 class TraceError(IobusError):
@@ -49,7 +53,7 @@ def read_trace_file(path: Path) -> Iterator[Record]:
     """Yield the records of a `*.jsonl` trace. Raises `UsageError`, `TraceFileError`."""
     try:
         with path.open(encoding="utf-8") as file:
-            yield from read_trace(file, str(path))
+            yield from read_trace(iter(partial(file.readline, _LONGEST), ""), str(path))
     except OSError as exc:
         raise UsageError(f"trace file {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError:
