@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from iobus.engines.unicorn.library import Library
@@ -87,20 +88,12 @@ class Offsets:
     """In the class: the function that fills the TLB."""
 
 
+_WORD: Final = b"(....)"
+
+
 def locate(library: Library) -> Offsets:
     """Decode the offsets from the library's code. Raises `MismatchError`."""
-
-    def find(function: str, pattern: bytes, length: int = 0x200) -> int:
-        """The little-endian 32-bit number in the group of `pattern`, matched in the code of `function`."""
-        address = library.symbol(f"{function}_x86_64")
-        if address is None:
-            raise MismatchError(f"no function {function}_x86_64")
-        match = re.search(pattern, ctypes.string_at(address, length), re.S)
-        if match is None:
-            raise MismatchError(f"the code of {function} is not as expected")
-        return int.from_bytes(match[1], "little")
-
-    word = b"(....)"
+    find, word = partial(_find, library), _WORD
     env = find("x86_cpu_do_interrupt", b"\x48\x8d\xbf" + word, 0x50)
     # The 16-bit store that clears the flag, 14 bytes below env in 2.1.4, must be there.
     icount_high = find("cpu_exec", b"\x66\x44?\x89.(" + re.escape((env - 14).to_bytes(4, "little")) + b")", 0x800)
@@ -145,6 +138,17 @@ def locate(library: Library) -> Offsets:
     if offsets.tsc_offset + 8 != offsets.intercept:
         raise MismatchError("tsc_offset is not where expected")
     return offsets
+
+
+def _find(library: Library, function: str, pattern: bytes, length: int = 0x200) -> int:
+    """The little-endian 32-bit number in the group of `pattern`, matched in the code of `function`."""
+    address = library.symbol(f"{function}_x86_64")
+    if address is None:
+        raise MismatchError(f"no function {function}_x86_64")
+    match = re.search(pattern, ctypes.string_at(address, length), re.S)
+    if match is None:
+        raise MismatchError(f"the code of {function} is not as expected")
+    return int.from_bytes(match[1], "little")
 
 
 def _signed(value: int, bits: int) -> int:
@@ -192,3 +196,50 @@ def check_context(library: Library, uc: int) -> int:
         return len(context.data) - CONTEXT_HEADER
     finally:
         context.close()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What `quicken` of stubs.s must know of translated blocks: those slots of its table, with their names."""
+
+    generated: int
+    buffer: int
+    swept: int
+    head: int
+    head_end: int
+    check_exit: int
+    quick: int
+
+
+def find_blocks(library: Library, uc: int, offsets: Offsets) -> Blocks:
+    """Find how the library begins a block, and where it keeps them. Raises `MismatchError`."""
+    find = partial(_find, library)
+    # From the CPU to its uc_struct, from there to the TCGContext, and there the start of the code.
+    loads = b"\x48\x8b\x87....\x4c\x8b\xa8(....)\x48\x89\xf0\x49[\x2b]\x85....\x49\x39\x85"
+    context_at = find("cpu_restore_state", loads, 0x30)
+    buffer = find("cpu_restore_state", b"\x4c\x8b\xa8....\x48\x89\xf0\x49[\x2b]\x85" + _WORD, 0x30)
+    # A block lies behind its descriptor, both at multiples of the instruction cache's lines.
+    generated = find("tcg_tb_alloc", b"\x48\x63\x88....\x48\x8b\x87" + _WORD, 0x30)
+    line_at = find("tcg_tb_alloc", b"\x48\x63\x88" + _WORD, 0x20)
+    descriptor = find("tcg_tb_alloc", b"\x4c\x8d\x81" + _WORD, 0x30) + 1
+    line = ctypes.c_int32.from_address(uc + line_at).value
+    flag = find(
+        "helper_check_exit_request", b"^\x4c\x8b\x87....\x41\x8b\x80" + _WORD + b"\x85\xc0\x79\x04\x85\xf6", 0x20
+    )
+    near = flag - offsets.env
+    if line <= 0 or line % 64 or -descriptor % line < 32 or flag != offsets.icount_high - 2 or not -128 <= near < 0:
+        raise MismatchError("translated blocks are not laid out as expected")
+    context = ctypes.c_uint64.from_address(uc + context_at).value
+    check_exit = library.symbol("helper_check_exit_request_x86_64")
+    if not context or check_exit is None:
+        raise MismatchError("there is no place for translated blocks")
+    head = b"\x48\xbf" + uc.to_bytes(8, "little") + b"\x33\xf6"
+    return Blocks(
+        generated=context + generated,
+        buffer=context + buffer,
+        swept=ctypes.c_uint64.from_address(context + generated).value,
+        head=int.from_bytes(head[:8], "little"),
+        head_end=int.from_bytes(head[8:], "little"),
+        check_exit=check_exit,
+        quick=int.from_bytes(b"\x83\x7d" + bytes((near & 0xFF,)) + b"\x00\x79\x0c\xe8\xd5", "little"),
+    )

@@ -137,6 +137,7 @@ class NativeInstance(Instance):
             port_in=address_of(self.port_in), port_out=address_of(self.port_out),
             check_iob=function("helper_check_iob"), check_iow=function("helper_check_iow"),
             check_iol=function("helper_check_iol"), loop_exit=function("cpu_loop_exit_noexc"),
+            **vars(at.find_blocks(library, self.uc, offsets)),
         )  # fmt: skip
         self._stubs = stubs = Stubs(table)
         address = ctypes.addressof(table)

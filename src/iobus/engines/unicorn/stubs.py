@@ -18,9 +18,17 @@ CODE: Final = bytes.fromhex(
     0fb6 f0a9 0002 0000 750e 488b 7b08 ba01 0000 00ff 5318 eb16 488b 4b50 8931 488b 4b58 c701 0000 0000
     488b 3bff 5310 488b 4b58 c701 0000 0000 5bc3 48c7 8318 0100 0000 0000 0048 8b8b e800 0000 8309 04e9
     4eff ffff 0f1f 4000 5348 89f3 488b 3bff 5310 488b 4b58 c701 0000 0000 b801 0000 005b c30f 1f44 0000
-    5355 4883 ec08 4889 cb48 89f5 488b 7500 e827 0000 0048 8b75 000f b745 0a48 8d74 06ff 488b 4500 4831
-    f0a9 00f0 ffff 7405 e807 0000 0048 83c4 085d 5bc3 4883 ec08 488b 7b08 31d2 ff53 3848 83f8 ff74 1948
-    c1e8 0c48 0383 e000 0000 8038 0075 09c6 0001 488b 3bff 5340 4883 c408 c30f 1f00 5355 4154 4155 488b
+    5355 4883 ec08 4889 cb48 89f5 488b 7500 e82c 0000 0048 8b75 000f b745 0a48 8d74 06ff 488b 4500 4831
+    f0a9 00f0 ffff 7405 e80c 0000 00e8 4600 0000 4883 c408 5d5b c348 83ec 0848 8b7b 0831 d2ff 5338 4883
+    f8ff 7419 48c1 e80c 4803 83e0 0000 0080 3800 7509 c600 0148 8b3b ff53 4048 83c4 08c3 6666 2e0f 1f84
+    0000 0000 000f 1f00 488b 8b30 0100 0048 8b09 488b 9340 0100 0048 898b 4001 0000 4839 ca76 0a48 8b93
+    3801 0000 488b 1248 83c2 3f48 83e2 c048 89c8 4829 d048 3d00 0010 000f 87e6 0000 0048 39ca 0f83 dd00
+    0000 488b 0248 3b83 4801 0000 0f85 c400 0000 488b 7208 3bb3 5001 0000 0f85 b400 0000 488b bb60 0100
+    0080 7a0c e874 6066 817a 0cff 150f 859b 0000 004c 634a 0e4e 8d44 0a12 4939 d00f 8289 0000 0049 39c8
+    0f83 8000 0000 4d8b 004c 3b83 5801 0000 7574 4889 42e0 4889 72e8 c642 ed25 4183 c120 4489 4aee 48b8
+    ffff ff0f 1f80 0000 4889 3a48 8942 0866 c742 1000 00eb 474c 634a 0d4e 8d44 0a11 4c3b 8358 0100 0075
+    3548 8942 e089 72e8 c642 ece9 4183 c120 4489 4aed 48b8 0000 0000 0001 0000 4829 c748 b8ff ffff 660f
+    1f44 0048 893a 4889 4208 c642 1000 4883 c240 e91a ffff ffc3 0f1f 8400 0000 0000 5355 4154 4155 488b
     1dc3 0300 0048 89f5 4189 cc45 89c5 4585 c00f 84e2 0000 00ff 7424 28ff 93c0 0000 0048 83c4 0884 c00f
     84c5 0000 0041 83fc 020f 84ac 0000 0049 c1e5 044c 03ab c800 0000 4889 ea48 c1ea 0649 2355 0049 0355
     0849 89d5 498b 4508 4883 f8ff 0f84 8100 0000 a900 0200 0075 7a48 81e5 00f0 ffff 4889 ee49 0375 2048
@@ -52,12 +60,12 @@ ENTRIES: Final = {
     "interrupt": 0x0,
     "invalid": 0xD0,
     "edge": 0xF0,
-    "fill": 0x160,
-    "port_in": 0x330,
-    "port_out": 0x346,
-    "syscall": 0x3D0,
-    "rdtsc": 0x520,
-    "table": 0x530,
+    "fill": 0x2A0,
+    "port_in": 0x470,
+    "port_out": 0x486,
+    "syscall": 0x510,
+    "rdtsc": 0x660,
+    "table": 0x670,
 }
 """Where each hook starts in `CODE`."""
 
@@ -73,6 +81,7 @@ class Table(ctypes.Structure):
             "cstar", "fmask", "hflags", "rip", "seg_cs", "seg_ss", "rcx", "r11",
             "uc", "tlb_fill", "tlb_fast", "ram_address", "drop_code", "code_pages", "error_code",
             "port_in", "port_out", "check_iob", "check_iow", "check_iol", "lent", "loop_exit", "leave",
+            "generated", "buffer", "swept", "head", "head_end", "check_exit", "quick",
         )
     ]  # fmt: skip
 

@@ -51,6 +51,13 @@
         .set LENT, 0x118                # no address: 1 while a TLB entry is filled for an access of user code
         .set LOOP_EXIT, 0x120           # cpu_loop_exit_noexc(cpu), never returns
         .set LEAVE, 0x128               # set by Python: leave the block behind an OUT of this length
+        .set GENERATED, 0x130           # where the library keeps the end of the translated code
+        .set BUFFER, 0x138              # where it keeps the start
+        .set SWEPT, 0x140               # no address: the end at the last look
+        .set HEAD, 0x148                # no addresses: what blocks begin with, 8 bytes and 4 more
+        .set HEAD_END, 0x150
+        .set CHECK_EXIT, 0x158          # helper_check_exit_request(uc, 0)
+        .set QUICK, 0x160               # no address: what they shall begin with, the first 8 bytes
 
         # CPUTLBEntry
         .set ADDR_READ, 0x00
@@ -167,7 +174,8 @@ edge:
         test    eax, 0xfffff000
         jz      3f
         call    1f
-3:      add     rsp, 8
+3:      call    quicken
+        add     rsp, 8
         pop     rbp
         pop     rbx
         ret
@@ -186,6 +194,85 @@ edge:
         call    [rbx + TLB_FLUSH]
 2:      add     rsp, 8
         ret
+        .balign 16
+
+# The library begins each block with a call that looks whether to leave translated code:
+#       movabs  rdi, uc
+#       xor     esi, esi
+#       call    [rip + disp]            # helper_check_exit_request, from the block's constants; or `call rel32`
+# A sixth of a guest's time can go there. We look at once, as QEMU's blocks do, and call for a reason only:
+#       cmp     dword ptr [rbp - 16], 0 # RBP is ENV; the flag lies just before it
+#       jns     1f
+#       call    block - 32              # the room behind the block's descriptor has the rest, with a jump in
+#       nop                             # place of the call: the library finds the block by the return address,
+# 1:                                    # which must be in it
+
+# Quickens the blocks translated since the last look. RBX: the table. Blocks lie at multiples of 64.
+quicken:
+        mov     rcx, [rbx + GENERATED]
+        mov     rcx, [rcx]
+        mov     rdx, [rbx + SWEPT]
+        mov     [rbx + SWEPT], rcx
+        cmp     rdx, rcx
+        jbe     1f
+        mov     rdx, [rbx + BUFFER]     # the library has dropped all code and begun anew
+        mov     rdx, [rdx]
+1:      add     rdx, 63
+        and     rdx, -64
+        mov     rax, rcx
+        sub     rax, rdx
+        cmp     rax, 0x100000           # a part of the buffer that we have not seen grow
+        ja      5f
+2:      cmp     rdx, rcx
+        jae     5f
+        mov     rax, [rdx]
+        cmp     rax, [rbx + HEAD]
+        jne     4f
+        mov     rsi, [rdx + 8]
+        cmp     esi, [rbx + HEAD_END]
+        jne     4f
+        mov     rdi, [rbx + QUICK]
+        cmp     byte ptr [rdx + 12], 0xe8
+        je      3f
+        cmp     word ptr [rdx + 12], 0x15ff
+        jne     4f
+        movsxd  r9, dword ptr [rdx + 14]
+        lea     r8, [rdx + r9 + 18]     # the constant
+        cmp     r8, rdx
+        jb      4f
+        cmp     r8, rcx
+        jae     4f
+        mov     r8, [r8]
+        cmp     r8, [rbx + CHECK_EXIT]
+        jne     4f
+        mov     [rdx - 32], rax
+        mov     [rdx - 24], rsi
+        mov     byte ptr [rdx - 19], 0x25 # jmp [rip + disp]
+        add     r9d, 32
+        mov     [rdx - 18], r9d
+        movabs  rax, 0x0000801f0fffffff # the end of the call, a NOP of 7 bytes
+        mov     [rdx], rdi
+        mov     [rdx + 8], rax
+        mov     word ptr [rdx + 16], 0
+        jmp     4f
+3:      movsxd  r9, dword ptr [rdx + 13]
+        lea     r8, [rdx + r9 + 17]
+        cmp     r8, [rbx + CHECK_EXIT]
+        jne     4f
+        mov     [rdx - 32], rax
+        mov     [rdx - 24], esi
+        mov     byte ptr [rdx - 20], 0xe9 # jmp rel32
+        add     r9d, 32
+        mov     [rdx - 19], r9d
+        movabs  rax, 0x0000010000000000 # a byte less to jump over
+        sub     rdi, rax
+        movabs  rax, 0x00441f0f66ffffff # the end of the call, a NOP of 6 bytes
+        mov     [rdx], rdi
+        mov     [rdx + 8], rax
+        mov     byte ptr [rdx + 16], 0
+4:      add     rdx, 64
+        jmp     2b
+5:      ret
         .balign 16
 
 # IRET and far RET at CPL 3 pop from the user's stack. The library makes these accesses the supervisor's,
