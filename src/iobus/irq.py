@@ -190,6 +190,9 @@ class Controller(Protocol):
     def acknowledge(self) -> int | None:
         """The CPU accepts: return the vector (0-255) to enter, or None where it went away."""
 
+    def init(self) -> None:
+        """The CPU has come to take an INIT, which the controller has taken before: forget what it did meanwhile."""
+
     def read_cr8(self) -> int:
         """The task priority, 0-15."""
 
@@ -220,6 +223,9 @@ class Irqchip(Protocol):
 
         `watch(on)` is told, with the machine lock held, whether its caller must see to the rings from now on.
         """
+
+    def lint1s(self, level: bool) -> None:
+        """LINT1 of every LAPIC is now `level`."""
 
     def open_pit(self, on: bool) -> None:
         """Let the 8254's output to its line (`True`), or keep it from there. Where the engine has them all."""

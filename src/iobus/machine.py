@@ -135,16 +135,18 @@ class Machine:
             alarm.start()
         try:
             while True:
+                # A run that an exception of a signal's handler ended has taken the kick, and left what it was for.
+                self.raise_error()
+                if (stopped := self._stop_reason) is not None:
+                    self._stop_reason = None
+                    return stopped
                 if self._gang is None:
                     exit = self.vcpus[0].run(answer)
                 else:
                     self.exited, exit = self._gang.run(answer)
                 if not isinstance(exit, KickExit):
                     return exit
-                if (stopped := self._stop_reason) is not None:
-                    self._stop_reason = None
-                    return stopped
-                if timeout is not None and self._expired:
+                if self._stop_reason is None and timeout is not None and self._expired:
                     return TimeoutExit(timeout)
         finally:
             if timeout is not None:

@@ -73,6 +73,8 @@ class Vectors:
     def acknowledge(self) -> int | None:
         return self.waiting.popleft() if self.waiting else None
 
+    def init(self) -> None: ...
+
     def read_cr8(self) -> int:
         return 0
 

@@ -366,13 +366,16 @@ class LapicCore(Stateful):
     # State.
 
     def _init(self) -> None:
+        self.init()
+        self._processor.init()
+
+    def init(self) -> None:
         """INIT (section 11.4.7.3): power-up state, but both IDs, IA32_APIC_BASE and so the mode stay."""
         state = self.state
         self.state = self._fresh_state(apic_base=state.apic_base, id=state.id, lint=state.lint)
         self.state.arbitration_id = state.arbitration_id
         self._timer.load(self.state.timer)
         self._update()
-        self._processor.init()
 
     def _fresh_state(
         self,

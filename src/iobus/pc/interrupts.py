@@ -84,6 +84,11 @@ class Controllers:
             sinks.append(self._pin_2.line(f"irq{number}").set if gsi == layout.TIMER_GSI else self.ioapic.pin(gsi))
         return Pin(*sinks, name=f"irq{number}")
 
+    @property
+    def lint1s(self) -> list[Callable[[bool], None]]:
+        """The sinks of the NMI: LINT1 of every LAPIC."""
+        return [self.irqchip.lint1s] if self.irqchip is not None else [lapic.lint1 for lapic in self.lapics]
+
     def virtual_wire(self) -> None:
         """Leave them as a PC's firmware does."""
         if self.irqchip is not None:
@@ -134,6 +139,9 @@ class ExtInt:
 
     def acknowledge(self) -> int | None:
         return self._intack()
+
+    def init(self) -> None:
+        """It has no registers."""
 
     def read_cr8(self) -> int:
         return 0

@@ -82,7 +82,7 @@ class Pc:
         pit_gate = self._make_pit()
         self.uart: Final = Uart(self.irq(layout.IRQ_COM1, "com1"), machine.clock, console)
         # The NMI reaches LINT1 of every LAPIC, as the MADT says, unless port 0x70 masks it.
-        nmi_gate = Gate(Pin(*(lapic.lint1 for lapic in self.lapics), name="nmi").line())
+        nmi_gate = Gate(Pin(*self.controllers.lint1s, name="nmi").line())
         self._nmi = Pin(nmi_gate, name="nmi")
         self.rtc: Final = Rtc(
             machine.clock, Pin(rtc_gate).line("rtc"), mask_nmi=lambda masked: nmi_gate.open(not masked)

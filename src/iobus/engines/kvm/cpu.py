@@ -103,6 +103,8 @@ class KvmCpu:
         self._kicked = False
         self.nmis: Final[deque[None]] = deque(maxlen=2)  # one to be taken, and one behind it; KVM drops what is more
         self.init_pending = False
+        self.must_enter = False
+        """A vector was given that only KVM_RUN moves to where INIT and a reset find it."""
         self._held = False
         self._released = threading.Event()
         self._closed = False
@@ -235,6 +237,8 @@ class KvmCpu:
             unserved = False
             if late or (zones and u32[first] != u32[last]):
                 self._unserved = True  # however the next lines end
+                if u64[CR8] != self.cr8 or u64[APIC_BASE] != self.apic_base:  # else the next run's `prepare` undoes it
+                    self.guest_changed(u64[CR8], u64[APIC_BASE])
                 try:
                     shortcuts.drain(vcpu)
                 except _UnansweredError as pending:
@@ -389,9 +393,14 @@ class KvmCpu:
             if self._kicked or self.init_pending:
                 if self._finish_first():
                     self._open = True
-                    return None
+                    if not self._held:
+                        return None
+                    continue  # `hold` came meanwhile, did not find it open, and has set `attention`
                 if self.init_pending:
                     self.take_init()
+                    with self.vcpu.machine.lock:  # what the CPU did to it between the message and now is from before
+                        if (controller := self.vcpu.controller) is not None:
+                            controller.init()
                     self.prepare()
                 if self._kicked:
                     self._kicked = False
@@ -399,6 +408,11 @@ class KvmCpu:
             if (exit := self.attend()) is not None:
                 return exit
             self._open = True
+            if self.must_enter:
+                self.must_enter = False
+                if self.attention:  # it comes back as soon as the kernel has taken the vector
+                    self._kicker.poke()
+                return None
         return None
 
     def hold(self) -> None:
@@ -480,6 +494,7 @@ class KvmCpu:
     def take_init(self) -> None:
         """Put the CPU in the INIT state."""
         self.init_pending = False
+        self.nmis.clear()  # INIT drops them
         cpustate.init(self.fd, self._signature)
         self.page.u8[READY] = self.page.u8[IF] = 0
         self.set_cr8(0)

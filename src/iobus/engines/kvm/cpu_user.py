@@ -69,6 +69,8 @@ class UserCpu(KvmCpu):
                 self._nmi_given = True
         if self.inject() and self.interruptible:
             self._halted = False
+            if self.nmis:  # held up while it was halted; the kernel knows when it can be taken
+                self.attention = True
         if self._halted and not self.attention:
             if not self.interruptible:
                 return HltExit()
@@ -85,9 +87,10 @@ class UserCpu(KvmCpu):
         return True
 
     def take_init(self) -> None:
+        # Before the note of INIT goes: a start-up message between the two would find a CPU that does not wait for it.
+        self._waits_for_startup = self.vcpu.index > 0
         super().take_init()
         self._halted = False
-        self._waits_for_startup = self.vcpu.index > 0
 
     def guest_changed(self, cr8: int, apic_base: int) -> None:
         moved = apic_base != self.apic_base  # only where WRMSR is not an exit
@@ -96,7 +99,8 @@ class UserCpu(KvmCpu):
         if controller is None:
             return
         with self.vcpu.machine.lock:
-            controller.write_cr8(cr8)
+            if not self.init_pending:  # the controller has taken that INIT already, and this is from before it
+                controller.write_cr8(cr8)
             if moved:
                 controller.write_msr(cpustate.IA32_APIC_BASE, apic_base)
         self.controller_written()

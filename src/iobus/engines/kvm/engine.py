@@ -81,6 +81,7 @@ class KvmEngine:
         else:
             cpu = LapicCpu(self, vcpu, self._chip.apic_bus)
             self._chip.boot_lapic = self._chip.boot_lapic or cpu.fd
+            self._chip.edges.append(cpu.lint1)
         self._cpus.append(cpu)
         return cpu
 

@@ -41,6 +41,8 @@ class KernelApicBus(ApicBus):
         self._taken: set[int] = set()  # the pins whose event the kernel has
 
     def send(self, message: Message) -> bool:
+        if not message.asserted and message.mode is not DeliveryMode.NMI:
+            return True  # the end of a level is no interrupt; to the kernel every MSI is one
         low, high, data = _as_msi(message)
         msi = struct.pack("<III20x", low, high, data)
         try:
@@ -99,6 +101,8 @@ class KvmIrqchip:
         self.apic_bus = apic_bus
         self.boot_lapic: int | None = None
         """The file of the vCPU whose LAPIC firmware prepares."""
+        self.edges: list[Callable[[], None]] = []
+        """What tells each vCPU of an edge at LINT1."""
 
     def virtual_wire(self) -> None:
         assert self.boot_lapic is not None
@@ -108,6 +112,12 @@ class KvmIrqchip:
         for register, value in _VIRTUAL_WIRE.items():
             struct.pack_into("<I", registers, register, value)
         call(self.boot_lapic, ioctls.KVM_SET_LAPIC, state)
+
+    def lint1s(self, level: bool) -> None:
+        """See `irq.Irqchip`."""
+        if level:
+            for edge in self.edges:
+                edge()
 
     def set_line(self, number: int, level: bool) -> None:
         raise NotImplementedError("the IOAPIC and the 8259 pair are devices")
@@ -162,15 +172,40 @@ class KernelIrqchip(KvmIrqchip):
         self._power_on = [self._get(chip) for chip in _CHIPS]
         self._pit_power_on = abi.PitState2()
         call(vm.fd, ioctls.KVM_GET_PIT2, self._pit_power_on)
+        self._high: set[int] = set()  # the lines that are up
+        self._events: dict[int, list[tuple[Event, Callable[[bool], None]]]] = {}
 
     def set_line(self, number: int, level: bool) -> None:
+        # To the kernel all is one source: the end of an irqfd's pulse would take the level away. So long we pulse.
+        shared = number in self._events and level != (number in self._high)
+        (self._high.add if level else self._high.discard)(number)
+        if shared and level:
+            self._hand_over(number, kernel=False)
+        self._set(number, level)
+        if shared and not level:
+            self._hand_over(number, kernel=True)
+
+    def _set(self, number: int, level: bool) -> None:
         call(self.vm.fd, ioctls.KVM_IRQ_LINE, struct.pack("<II", number, level))
 
     def take_event(self, number: int, event: Event, watch: Callable[[bool], None]) -> None:
-        kernel = bool(self.vm.offers(ioctls.KVM_CAP_IRQFD))
-        if kernel:
+        if not self.vm.offers(ioctls.KVM_CAP_IRQFD):
+            watch(True)
+            return
+        self._events.setdefault(number, []).append((event, watch))
+        if number in self._high:
+            watch(True)
+        else:
             irqfd(self.vm, number, event.fileno(), assign=True)
-        watch(not kernel)
+
+    def _hand_over(self, number: int, *, kernel: bool) -> None:
+        """Let the kernel see to the rings of a line's events, or whoever gave them."""
+        for event, watch in self._events[number]:
+            if kernel:
+                watch(False)
+            irqfd(self.vm, number, event.fileno(), assign=kernel)
+            if not kernel:
+                watch(True)
 
     def open_pit(self, on: bool) -> None:
         state = abi.PitState2()
@@ -180,8 +215,12 @@ class KernelIrqchip(KvmIrqchip):
 
     def reset(self) -> None:
         """The levels at the pins stay: they are their sources'."""
+        for number in self._high:  # the state set below has requests, of no line, and an edge is what makes one
+            self._set(number, False)
         for state in self._power_on:
             call(self.vm.fd, ioctls.KVM_SET_IRQCHIP, state)
+        for number in self._high:
+            self._set(number, True)
         call(self.vm.fd, ioctls.KVM_SET_PIT2, self._pit_power_on)
 
     def _get(self, chip: int) -> abi.Irqchip:

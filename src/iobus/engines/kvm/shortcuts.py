@@ -147,9 +147,11 @@ class Shortcuts:
                     self._ioeventfd(bell, bells[bell], 0)
                     self._bells[bell] = bells[bell]
             for zone in zones.keys() - self.zones.keys():
-                with contextlib.suppress(OSError):
+                self.zones[zone] = zones[zone]  # before the kernel has it: from then on the run loops look at the ring
+                try:
                     self._coalesce(zone, ioctls.KVM_REGISTER_COALESCED_MMIO)
-                    self.zones[zone] = zones[zone]
+                except OSError:
+                    del self.zones[zone]
             if self.zones and self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._main, name="iobus-kvm-coalesced", daemon=True)
                 self._thread.start()

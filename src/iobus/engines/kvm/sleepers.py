@@ -7,6 +7,7 @@ none is left that could wake another: that is what `HltExit` says on every engin
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -20,15 +21,18 @@ class Sleepers:
 
     def __init__(self) -> None:
         self._ask: list[Callable[[], None]] = []
+        self._recall: list[Callable[[], None]] = []
+        self._gone: set[int] = set()  # whom `look` told that all sleep for good, so that they do not run
         self._slept: list[int] = []  # for how many rounds, by vCPU
         self._looked: list[int] = []  # in which round last
         self._round = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, ask: Callable[[], None]) -> None:
-        """Count a vCPU in, the next by index."""
+    def add(self, ask: Callable[[], None], recall: Callable[[], None]) -> None:
+        """Count a vCPU in, the next by index. `recall` has it run on where it does not any more."""
         self._ask.append(ask)
+        self._recall.append(recall)
         self._slept.append(0)
         self._looked.append(0)
 
@@ -48,12 +52,32 @@ class Sleepers:
         """A vCPU looks, once a round, whether it is `asleep()`; return whether all are for good."""
         if self._looked[index] != self._round:
             self._looked[index] = self._round
-            self._slept[index] = self._slept[index] + 1 if asleep() else 0
-        return min(self._slept) >= _ROUNDS
+            if asleep():
+                self._slept[index] += 1
+            else:
+                self.woke(index)
+        if min(self._slept) < _ROUNDS:
+            return False
+        self._gone.add(index)
+        return True
+
+    def begin(self, index: int) -> None:
+        """A vCPU begins to run: what was known of it counts no more."""
+        self._slept[index] = 0
+        self._gone.discard(index)
 
     def woke(self, index: int) -> None:
-        """A vCPU was woken from outside."""
+        """A vCPU is awake: those that were told otherwise, because it was long in a device, run on."""
         self._slept[index] = 0
+        self.recall()
+
+    def recall(self) -> None:
+        """Something may wake a vCPU that does not run any more."""
+        while self._gone:
+            with contextlib.suppress(KeyError):
+                index = self._gone.pop()
+                self._slept[index] = 0
+                self._recall[index]()
 
     def _main(self) -> None:
         while not self._closing.wait(_PERIOD):

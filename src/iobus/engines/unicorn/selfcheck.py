@@ -171,6 +171,9 @@ class _Witness(Device):
         self._requested = False
         return 0x40
 
+    def init(self) -> None:
+        """It sees none."""
+
     def read_cr8(self) -> int:
         self.events.append(("mov from cr8",))
         return self._priority
