@@ -249,7 +249,8 @@ class KvmCpu:
             if cr8 != self.cr8 or apic_base != self.apic_base:
                 self.guest_changed(cr8, apic_base)
             if reason == _MMIO:
-                path, view, slot, mask = mmio, u64, MMIO_DATA, MASKS[length]
+                path, view, slot = mmio, u64, MMIO_DATA
+                mask = MASKS[length]
                 if not mask:
                     self._rest.extend(page.cut(address, length))
             elif reason == _IO:
