@@ -358,6 +358,24 @@ def test_a_device_lacks_a_method() -> None:
             Bus().attach(device, 0, 4)
 
 
+def test_a_class_is_no_device() -> None:
+    """Its methods are there, but it is one step short of a device: the error says which."""
+    with pytest.raises(TypeError, match=r"^attach Recorder\(\), an instance; got the class Recorder$"):
+        Bus().attach(Recorder, 0, 8)
+
+
+@pytest.mark.parametrize("where", ["device", "attach"])
+def test_a_name_is_text(where: str) -> None:
+    """Maps and traces are made of names: one that is none is refused before it gets there."""
+    device, options = Recorder(), {}
+    if where == "device":
+        device.name = 5  # type: ignore[assignment]
+    else:
+        options["name"] = 5
+    with pytest.raises(RegistrationError, match=r"^Recorder has the name 5; a region's name is a str$"):
+        Bus().attach(device, 0, 8, **options)  # type: ignore[arg-type]
+
+
 def test_moves_that_cannot_be_change_nothing() -> None:
     """A move off the bus, or of an `in_range` region, is refused and the region answers where it was."""
     bus = Bus(0x10000, name="pio")

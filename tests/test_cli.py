@@ -31,6 +31,7 @@ from cli_rig import (
     say,
     terminal,
 )
+from kvm_rig import why_not
 from test_boot_linux import bzimage
 
 from iobus.boot.linux import EntryState
@@ -138,6 +139,14 @@ BAD: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "beyond physical addresses": (
         lambda f: ["map", "--device", f.device(PLAIN).replace("0xd0000000", "0xfffffffff000")],
         "is beyond the",
+    ),
+    "name that is no text": (
+        lambda f: ["map", "--device", f.device(PLAIN + " name = 5\n")],
+        "Mine has the name 5; a region's name is a str",
+    ),
+    "device that exits": (
+        lambda f: ["map", "--device", f.device("import sys\n" + PLAIN + " def __init__(self): sys.exit(3)")],
+        "cannot be made: SystemExit: 3",
     ),
     "connect that raises": (
         lambda f: ["map", "--device", f.device(PLAIN + " def connect(self, pc): pc.irq(99)")],
@@ -329,6 +338,33 @@ def test_a_timer_that_raises_ends_with_4(files: Files) -> None:
     done = run_guest(files, HANG, "--device", files.device(body))
     assert done.returncode == 4
     assert b"RuntimeError: out of fuel" in done.stderr
+
+
+def test_a_watched_event_that_raises_ends_with_4(files: Files) -> None:
+    """What a doorbell leads to is the device's too: the sentence names its method, and the traceback is there."""
+    body = PLAIN + (
+        " def connect(self, pc): self.machine = pc.machine\n"
+        " def placed(self, region): self.machine.watch(region.doorbell(0, 4), self.work)\n"
+        " def work(self): 1 // 0\n"
+    )
+    done = run_guest(files, STORE + HANG, "--device", files.device(body))
+    said = done.stderr.decode()
+    assert done.returncode == 4
+    assert re.match(r"iobus: watch\(.*Doorbell.*, <bound method Mine.work .*: ZeroDivisionError", said)
+    assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+
+
+@pytest.mark.parametrize("engine", ["unicorn", "kvm"])
+@pytest.mark.parametrize("value", ["3", ""])
+def test_a_device_that_exits_ends_with_4(files: Files, engine: str, value: str) -> None:
+    """`sys.exit` in a callback is an error of the device's, not the command's status."""
+    if engine == "kvm" and why_not():
+        pytest.skip(why_not())
+    body = "import sys\n" + PLAIN.replace("return 0", f"sys.exit({value})")
+    done = run_guest(files, LOAD + HANG, "--engine", engine, "--device", files.device(body))
+    said = done.stderr.decode()
+    assert done.returncode == 4
+    assert "iobus: Mine at region 'Mine': 4-byte read at address 0xd0000000 (offset 0x0): SystemExit" in said
 
 
 def test_a_reset_starts_the_guest_anew(files: Files) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import re
+import sys
 import threading
 import time
 
@@ -350,3 +353,40 @@ def test_a_closed_timer_never_fires() -> None:
     timer.arm(20)
     clock.advance(100)
     assert fired == [] and clock.next_deadline() is None
+
+
+@pytest.mark.parametrize("bad", ["x", 1.5, None, True, b"1"])
+def test_a_time_is_an_int(bad: object) -> None:
+    """`arm` and `advance` refuse anything else at the call, and the clock and its other timers go on."""
+    clock, fired = SteppedClock(), []
+    timer = clock.timer(lambda: fired.append(clock.now()), "tick")
+    timer.arm(10)
+    with pytest.raises(TypeError, match=re.escape(f"timer 'tick': arm(deadline) takes ns as an int, not {bad!r}")):
+        timer.arm(bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=re.escape(f"advance(ns) takes ns as an int, not {bad!r}")):
+        clock.advance(bad)  # type: ignore[arg-type]
+    clock.advance(10)
+    assert fired == [10]
+
+
+def test_a_time_may_be_a_kind_of_int() -> None:
+    """An `IntEnum`'s member, say, which a register map may have for a period."""
+    clock, fired = SteppedClock(), []
+
+    class Period(enum.IntEnum):
+        SHORT = 7
+
+    clock.timer(lambda: fired.append(clock.now())).arm(Period.SHORT)
+    clock.advance(Period.SHORT)
+    assert fired == [7]
+
+
+def test_a_timer_that_exits_is_its_error() -> None:
+    """A `sys.exit` in a callback ends nothing but the callback."""
+    clock = SteppedClock()
+    clock.timer(lambda: sys.exit(3), "quitter").arm(1)
+    with pytest.raises(TimerError, match="timer 'quitter' due at 1 ns: SystemExit: 3"):
+        clock.advance(1)
+    clock.call_soon(sys.exit)
+    with pytest.raises(TimerError, match="SystemExit"):
+        clock.advance(0)

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from iobus.claims import Claim, Claims, checked, device_error
 from iobus.doorbell import Doorbell, ringing
+from iobus.errors import RAISED
 from iobus.errors import BusFullError as BusFullError
 from iobus.errors import DeviceError as DeviceError
 from iobus.errors import IobusError as IobusError
@@ -296,10 +297,14 @@ class Bus:
         that declines one piece declines the access, though it has seen the pieces before. With
         `endian="big"` the most significant byte is at the lowest address.
 
-        Raises `RegistrationError` for what cannot be, `BusFullError` when the capacity is used up.
+        Raises `RegistrationError` for what cannot be, `BusFullError` when the capacity is used up, `TypeError` for a
+        class where a device of it is meant.
         """
+        must_be_instance(device)
         if name is None:
             name = getattr(device, "name", "") or type(device).__name__
+        if not isinstance(name, str):
+            raise RegistrationError(f"{type(device).__name__} has the name {name!r}; a region's name is a str")
         for method in ("read", "write"):
             if not callable(getattr(device, method, None)):
                 raise RegistrationError(
@@ -353,7 +358,7 @@ class Bus:
             value = hit[0](hit[1], size)
             if type(value) is int and 0 <= value <= MOST[size]:
                 return value
-        except Exception as exc:
+        except RAISED as exc:
             if hit is not None:
                 raise device_error(hit[2], address, size, None, exc) from exc
         if hit is None:  # not inside the except: a device's exception would show the KeyError
@@ -374,7 +379,7 @@ class Bus:
         try:
             hit = self._writes[size][address]
             result = hit[0](hit[1], size, value)
-        except Exception as exc:
+        except RAISED as exc:
             if hit is not None:
                 raise device_error(hit[2], address, size, value, exc) from exc
         if hit is None:
@@ -446,7 +451,7 @@ class Bus:
             offset = address - claim.base
             try:
                 result: Any = claim.read(offset, size) if value is None else claim.write(offset, size, value)
-            except Exception as exc:
+            except RAISED as exc:
                 raise device_error(claim, address, size, value, exc) from exc
             if result is NotImplemented:
                 continue
@@ -460,7 +465,7 @@ class Bus:
             try:
                 if claim.asked(address, size):
                     return claim
-            except Exception as exc:
+            except RAISED as exc:
                 raise device_error(claim, address, size, value, exc) from exc
         return None
 
@@ -506,6 +511,13 @@ class Bus:
         self._writes: dict[int, Hits] = {size: {} for size in SIZES}
         for forget in self._watchers:  # last: they look at the two above
             forget()
+
+
+def must_be_instance(device: object) -> None:
+    """Raise `TypeError` for a class: its methods are there, but there is no device to call them on."""
+    if isinstance(device, type):
+        name = device.__name__
+        raise TypeError(f"attach {name}(), an instance; got the class {name}")
 
 
 def _nobody(*access: int) -> Value:

@@ -96,7 +96,7 @@ def _by_rank(claim: Claim) -> tuple[int, int]:
     return claim.rank
 
 
-def device_error(claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> DeviceError:
+def device_error(claim: Claim, address: int, size: int, value: int | None, exc: BaseException) -> DeviceError:
     region = claim.region
     what = f"{type(exc).__name__}: {exc}"
     return DeviceError(region.device, region.name, address, address - claim.base, size, value, what)

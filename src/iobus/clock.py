@@ -1,6 +1,6 @@
 """Guest time and timers: `RealClock` follows the host, `SteppedClock` is moved by a test.
 
-Near the ground: imports only `bus.py`'s error root. Times are integer nanoseconds since the clock was made.
+Near the ground: imports only `errors.py`. Times are integer nanoseconds since the clock was made.
 Timers fire on whoever calls `run_due` (a vCPU between two stretches of guest code, or a test), with
 the machine lock held, in the order of their deadlines.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakSet
 
-from iobus.bus import IobusError
+from iobus.errors import RAISED, IobusError
 
 
 class TimerError(IobusError):
@@ -41,8 +41,10 @@ class Timer:
         """Fire once at `deadline` (ns of the clock), instead of an earlier arming; soon if it is past.
 
         Timers of one deadline fire in the order in which they were armed for it; arming a timer for the
-        deadline that it has changes nothing.
+        deadline that it has changes nothing. Raises `TypeError` for anything but an int.
         """
+        if type(deadline) is not int:  # later the clock would stumble over it, far from here
+            deadline = _whole(deadline, f"timer {self.name!r}: arm(deadline)")
         if deadline != self.deadline:
             self._clock._arm(self, deadline)
 
@@ -117,7 +119,7 @@ class Clock:
             callback = self._soon.popleft()
             try:
                 callback()
-            except Exception as exc:
+            except RAISED as exc:
                 raise TimerError(f"call_soon({callback!r}): {type(exc).__name__}: {exc}") from exc
         now, before = self.now(), self._armings
         later: list[tuple[int, int, Timer]] = []
@@ -131,7 +133,7 @@ class Clock:
                 timer.deadline = None
                 try:
                     timer.callback()
-                except Exception as exc:
+                except RAISED as exc:
                     raise TimerError(f"timer {timer.name!r} due at {deadline} ns: {type(exc).__name__}: {exc}") from exc
         finally:
             for entry in later:
@@ -158,6 +160,13 @@ class _Never(Clock):
 
 _HEAP_LEAST: Final = 64  # entries, below which dropping the stale ones is not worth while
 _NEVER: Final = _Never()
+
+
+def _whole(ns: object, what: str) -> int:
+    """Return a time as a plain int, or raise `TypeError`."""
+    if isinstance(ns, int) and not isinstance(ns, bool):
+        return int(ns)
+    raise TypeError(f"{what} takes ns as an int, not {ns!r}")
 
 
 def _stands(entry: tuple[int, int, Timer]) -> bool:
@@ -189,8 +198,9 @@ class SteppedClock(Clock):
     def advance(self, ns: int) -> None:
         """Let `ns` nanoseconds pass; each timer fires at its own deadline, in order.
 
-        What `call_soon` was given is called before any time passes.
+        What `call_soon` was given is called before any time passes. Raises `TypeError` for anything but an int.
         """
+        ns = _whole(ns, "advance(ns)")
         if ns < 0:
             raise ValueError(f"cannot advance by {ns} ns: time does not go back")
         target = self._now + ns

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from iobus.bus import Bus, IobusError, Region
 from iobus.claims import checked, device_error
+from iobus.errors import RAISED
 from iobus.lock import Lock
 from iobus.memory import Memory
 
@@ -128,7 +129,7 @@ class Dma:
                 before(claim.region)
                 try:
                     result = call(offset, size) if value is None else call(offset, size, value)
-                except Exception as exc:
+                except RAISED as exc:
                     raise device_error(claim, address, size, value, exc) from exc
                 if result is NotImplemented:
                     return bus.search(address, size, value, claim, before)

@@ -5,6 +5,14 @@ What a guest does wrong is not among these: its faults are in `exits.py`.
 
 from __future__ import annotations
 
+from typing import Final
+
+RAISED: Final = (Exception, SystemExit)
+"""What a device's callback may raise and have named as its own. A `sys.exit` in it is its mistake, not the user's wish.
+
+Ctrl-C and the like are not among these: they are somebody else's, and go on up.
+"""
+
 
 class IobusError(Exception):
     """The root of every error iobus raises for its own reasons."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from iobus.bus import Bus, Device, Region
+from iobus.bus import Bus, Device, Region, must_be_instance
 from iobus.clock import Clock, RealClock
 from iobus.dma import Dma, Masters
 from iobus.dma import ReentrancyError as ReentrancyError
@@ -170,6 +170,12 @@ class Machine:
             self._error = error
         self.kick()
 
+    def settle(self) -> None:
+        """Have the rings acted on that came so far, and raise what `fail` was given: for who runs it no more."""
+        if not self.hung:  # its lock is not to be had
+            self._watcher.settle()
+            self.raise_error()
+
     def started(self) -> None:
         """A vCPU begins to run: timers fire from now on."""
         if self._ticker is not None:
@@ -240,8 +246,8 @@ class Machine:
     def watch(self, event: Event, call: Callable[[], object]) -> None:
         """Call `call()`, with `lock` held, after each ring of `event`, and once for several that come together.
 
-        A doorbell's device works so without a thread of its own, and the guest meanwhile runs on. What `call`
-        raises, `run` does. Raises `ValueError` for an event that is watched already.
+        A doorbell's device works so without a thread of its own, and the guest meanwhile runs on. Of what `call`
+        raises, `run` raises a `WatchError`. Raises `ValueError` for an event that is watched already.
         """
         self._watcher.add(event, call)
 
@@ -260,6 +266,7 @@ def attach_told(host: Any, bus: Bus, device: Any, base: int | None, length: int 
     Before, its method `connect(host)` is called, where it has one, with what gives it lines, memory and time;
     afterwards `placed(region)`, with the claim that it may move.
     """
+    must_be_instance(device)
     connect = getattr(device, "connect", None)
     if connect is not None:
         connect(host)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from iobus.bus import HITS_LIMIT, MOST, Bus, Hits, Region
 from iobus.claims import Claim, checked, device_error
+from iobus.errors import RAISED
 from iobus.lock import Lock
 
 Unclaimed = Callable[[int, int, int | None], int]
@@ -102,7 +103,7 @@ class AccessPath:
             value = call(offset, size)
             if type(value) is int and 0 <= value <= MOST[size]:
                 return value
-        except Exception as exc:
+        except RAISED as exc:
             if claim is not None:
                 raise device_error(claim, address, size, None, exc) from exc
         finally:
@@ -116,7 +117,7 @@ class AccessPath:
         try:
             call, offset, claim = self.writes[size][address]
             result = call(offset, size, value)
-        except Exception as exc:
+        except RAISED as exc:
             if claim is not None:
                 raise device_error(claim, address, size, value, exc) from exc
         finally:

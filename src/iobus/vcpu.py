@@ -135,7 +135,8 @@ class VCPU:
         An unclaimed access comes back as `MmioExit` or `PioExit`; put a read's value in its `data`
         and call `run` again. With `answer`, that function completes unclaimed accesses instead.
         Raises `DeviceError` when a device does (the access is completed with all ones, so `run` can
-        go on), `TimerError` when a timer does, `EngineError` when there is no engine or it cannot go on.
+        go on), `TimerError` when a timer does, `WatchError` when what a watched event calls does, `EngineError` when
+        there is no engine or it cannot go on.
         """
         self.machine.started()
         exit = self.executor.run(answer)

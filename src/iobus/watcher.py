@@ -11,11 +11,16 @@ from collections.abc import Callable
 from typing import Final
 
 from iobus.doorbell import Event
+from iobus.errors import RAISED, IobusError
 from iobus.lock import Lock
 
 
+class WatchError(IobusError):
+    """A callback given to `Machine.watch` raised; the original exception is `__cause__`."""
+
+
 class Watcher:
-    """Calls what belongs to an event, with `lock` held, after rings. `fail` is told what that raises."""
+    """Calls what belongs to an event, with `lock` held, after rings. `fail` gets a `WatchError` of what that raises."""
 
     def __init__(self, lock: Lock, fail: Callable[[Exception], None]) -> None:
         self._lock: Final = lock
@@ -44,6 +49,13 @@ class Watcher:
             if self._watched.pop(event.fileno(), None) is not None and self._epoll is not None:
                 self._epoll.unregister(event)
 
+    def settle(self) -> None:
+        """Act, on this thread, on the rings that there are: for who leaves and must not miss what they lead to."""
+        with self._lock:
+            if self._thread is not None and self._epoll is not None:
+                for fd, _ in self._epoll.poll(0):
+                    self._act(fd)
+
     def close(self) -> None:
         """End the thread."""
         if self._thread is None or self._end is None or self._epoll is None:
@@ -62,10 +74,16 @@ class Watcher:
                 if fd == end:
                     return
                 with self._lock:
-                    event, call = self._watched.get(fd, (None, None))
-                    if event is None or call is None or not event.take():
-                        continue
-                    try:
-                        call()
-                    except Exception as exc:
-                        self._fail(exc)
+                    self._act(fd)
+
+    def _act(self, fd: int) -> None:
+        """Call what belongs to the event `fd`, if it is rung. The lock is held."""
+        event, call = self._watched.get(fd, (None, None))
+        if event is None or call is None or not event.take():
+            return
+        try:
+            call()
+        except RAISED as exc:
+            error = WatchError(f"watch({event!r}, {call!r}): {type(exc).__name__}: {exc}")
+            error.__cause__ = exc
+            self._fail(error)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from iobus.bus import Device, DeviceError
+from iobus.bus import Device, DeviceError, Region
 from iobus.clock import RealClock, TimerError
 from iobus.machine import Machine, UnclaimedAccess
 from iobus.registers import RW, RW1C, WO, Field, R, Register, RegisterBank, RegisterGroup, Values, bits
 from iobus.testing import Bench
+from iobus.watcher import WatchError
 
 BASE = 0xD0000000
 
@@ -35,6 +37,12 @@ class Echo(Device):
     def write(self, offset: int, size: int, value: int) -> None:
         self.value = value
         self.line.set(bool(value & 1))
+
+
+def test_a_class_is_no_device(bus: Bench) -> None:
+    """It is refused before its `connect` is called, as a function without a device."""
+    with pytest.raises(TypeError, match=r"^attach Echo\(\), an instance; got the class Echo$"):
+        bus.attach(Echo, BASE)  # type: ignore[arg-type]
 
 
 def test_accesses_reach_the_device(bus: Bench) -> None:
@@ -350,3 +358,65 @@ def test_a_device_that_fails(bus: Bench, offset: int, message: str) -> None:
         bus.write(BASE, 4, 7)
     assert bus.read(BASE, 4) == 0x1234
     bus.advance(100)
+
+
+class Queue(Device):
+    """Rings a doorbell for work, which divides by what was written, and interrupts by an event when it is done."""
+
+    length = 0x10
+
+    def connect(self, pc: Any) -> None:
+        self.machine, self.done = pc.machine, pc.irq_event(6, "done")
+        self.divisor = 1
+
+    def placed(self, region: Region) -> None:
+        self.machine.watch(region.doorbell(0, 4), self.work)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.divisor = value
+
+    def read(self, offset: int, size: int) -> int:
+        return self.divisor
+
+    def work(self) -> None:
+        assert 60 // self.divisor
+        self.done.ring()
+
+
+@pytest.mark.iobus_engine("none", "unicorn", "kvm")
+def test_an_event_interrupts(bus: Bench) -> None:
+    """`irq_event` is there as on a PC: each ring is an edge at the interrupt."""
+    bus.attach(Queue(), BASE)
+    for count in (1, 2):
+        bus.write(BASE, 4, 1)
+        bus.wait_for(lambda count=count: bus.pins[6].count == count)  # type: ignore[misc]
+    assert not bus.pins[6].level
+    with pytest.raises(ValueError, match="interrupt 24: use 0 to 23"):
+        bus.irq_event(24)
+
+
+OPERATIONS: list[Callable[[Bench], object]] = [
+    lambda bus: bus.wait_for(lambda: False, 60),
+    lambda bus: bus.advance(1),
+    lambda bus: bus.read(BASE + 4, 4),
+    lambda bus: bus.write(BASE + 4, 4, 3),
+    lambda bus: bus.port_in(0x80, 1),
+    lambda bus: bus.port_out(0x80, 1, 0),
+    lambda bus: bus.check(),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_a_watched_event_raises_the_next_operation_does(bus: Bench, operation: Callable[[Bench], object]) -> None:
+    """`WatchError` names the callback and has the cause; it is raised once, and the bench is whole."""
+    bus.attach(Queue(), BASE)
+    bus.write(BASE + 4, 4, 0)
+    bus.write(BASE, 4, 1)
+    bus.machine._watcher.settle()  # the ring has been acted on, by either thread
+    with pytest.raises(WatchError, match=r"watch\(.*Queue\.work.*ZeroDivisionError") as caught:
+        operation(bus)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    bus.write(BASE + 4, 4, 2)
+    bus.check()
+    bus.write(BASE, 4, 1)
+    bus.wait_for(lambda: bus.pins[6].count == 1)

@@ -180,3 +180,47 @@ def test_machines_are_let_go(pytester: pytest.Pytester) -> None:
         """,
     )
     result.assert_outcomes(passed=7)
+
+
+WATCHED = """
+import pytest
+from timer import Timer
+
+class Bell(Timer):
+    def placed(self, region):
+        self.machine.watch(region.doorbell(0, 4), self.rung)
+
+    def connect(self, pc):
+        super().connect(pc)
+        self.machine = pc.machine
+
+    def rung(self):
+        1 // 0
+
+@pytest.fixture
+def bell(bus):
+    bus.attach(Bell(), 0xD0000000)
+    return bus
+
+def test_that_ends_with_the_ring(bell):
+    bell.write(0xD0000000, 4, 1)
+
+def test_that_fails_otherwise(bell):
+    bell.write(0xD0000000, 4, 1)
+    assert bell.pins[5].level
+
+def test_beside(bell):
+    pass
+"""
+
+
+def test_no_error_of_a_watched_event_is_lost(pytester: pytest.Pytester) -> None:
+    """A test that passed fails with it, one that failed otherwise shows it, and no other test has it."""
+    result = run(pytester, WATCHED)
+    result.assert_outcomes(failed=2, passed=1)
+    result.stdout.re_match_lines_random([
+        "E .*WatchError: watch.*Bell.rung.*ZeroDivisionError",
+        "E .*assert False",
+        ".*iobus: what a callback raised",
+        "iobus.watcher.WatchError: watch.*Bell.rung.*ZeroDivisionError.*",
+    ])  # fmt: skip

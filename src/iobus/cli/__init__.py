@@ -25,6 +25,7 @@ from iobus.cli.devices import FORM, DeviceSpec
 from iobus.cli.outcome import Status, UsageError, describe_error, describe_lost
 from iobus.clock import TimerError
 from iobus.engines.names import ENGINES, IRQCHIPS
+from iobus.watcher import WatchError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status, what = options.run(options)
     except (UsageError, BootError, InitrdError, GuestUnavailableError) as exc:
         status, what = Status.BAD_ARGUMENTS, str(exc)
-    except (DeviceError, TimerError) as exc:
+    except (DeviceError, TimerError, WatchError) as exc:
         status, what = Status.DEVICE_ERROR, describe_error(exc)
     except IobusError as exc:
         status, what = Status.FAILED, str(exc)

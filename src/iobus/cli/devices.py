@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from iobus.bus import IobusError
 from iobus.cli import values
 from iobus.cli.outcome import UsageError
+from iobus.errors import RAISED, IobusError
 from iobus.paging import PHYSICAL_BITS
 from iobus.pc.pc import Pc
 
@@ -75,7 +75,7 @@ class DeviceSpec:
                 )
         try:
             return kind(**self.options)
-        except Exception as exc:
+        except RAISED as exc:
             given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
             raise UsageError(f"{self.name}({given}) of {self.file} cannot be made: {_one_line(exc)}") from exc
 
@@ -102,7 +102,7 @@ class DeviceSpec:
             pc.attach(device, self.address, length)
         except IobusError as exc:
             raise UsageError(f"--device {self.text}: {exc}") from exc
-        except Exception as exc:
+        except RAISED as exc:
             raise UsageError(f"--device {self.text}: connect(pc) failed: {_one_line(exc)}") from exc
 
 
@@ -143,7 +143,7 @@ def _import(spec: DeviceSpec) -> ModuleType:
     sys.modules[name] = module  # before it runs: dataclasses look there
     try:
         found.loader.exec_module(module)
-    except (Exception, SystemExit) as exc:
+    except RAISED as exc:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
         at = f" (line {lines[-1]})" if lines else ""

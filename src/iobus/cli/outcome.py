@@ -25,6 +25,7 @@ from iobus.exits import (
     TimeoutExit,
 )
 from iobus.vcpu import VCPU
+from iobus.watcher import WatchError
 
 
 class Status(IntEnum):
@@ -69,7 +70,7 @@ def describe_lost(error: OSError) -> tuple[Status, str]:
     return Status.FAILED, f"standard output cannot be written: {error.strerror}"
 
 
-def describe_error(error: DeviceError | TimerError) -> str:
+def describe_error(error: DeviceError | TimerError | WatchError) -> str:
     """Return the error's sentence, and below it the device's own traceback where there is one."""
     cause = error.__cause__
     if cause is None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from iobus.bus import Bus, Device, Region
+from iobus.bus import Bus, Device, IobusError, Region
 from iobus.clock import SteppedClock
 from iobus.dma import Dma
+from iobus.doorbell import Event
 from iobus.exits import MmioExit, PioExit
 from iobus.irq import Line, Pin
 from iobus.machine import Machine, attach_told
@@ -151,7 +153,7 @@ class Bench:
         """Attach `device` to the memory-mapped I/O bus, having told it of the bench; return its region.
 
         A device with a method `connect(pc)` gets this bench first, which has what it uses of a PC: `irq(n)`,
-        `machine`; one with `placed(region)` gets its region then. Otherwise as `Bus.attach`.
+        `irq_event(n)`, `machine`; one with `placed(region)` gets its region then. Otherwise as `Bus.attach`.
         """
         return self._attach(self.machine.mmio, device, base, length, options)
 
@@ -164,6 +166,12 @@ class Bench:
     def irq(self, number: int, name: str = "") -> Line:
         """Return a new line of interrupt input `number`, 0 to 23, for a device to hold. Raises `ValueError`."""
         return self.pins[number].line(name)
+
+    def irq_event(self, number: int, name: str = "") -> Event:
+        """Return an event of which each ring is an edge at interrupt `number`, as `Pc.irq_event`; see `wait_for`."""
+        line, event = self.irq(number, name), Event()
+        self.machine.watch(event, line.pulse)
+        return event
 
     def dma(self, device: Device) -> Dma:
         """Return `device`'s access to memory, as `Machine.dma`."""
@@ -184,21 +192,25 @@ class Bench:
     def read(self, address: int, size: int) -> int:
         """Read `size` bytes (1, 2, 4 or 8) at a physical address. What nobody claims reads as all ones.
 
-        Raises `DeviceError` when the device does, `ValueError` for an access that a CPU would split: its parts
-        are accesses of their own.
+        Raises `DeviceError` when the device does, what `Machine.watch` called for one raised since, and `ValueError`
+        for an access that a CPU would split: its parts are accesses of their own.
         """
+        self.machine.raise_error()
         return self._accessor.mmio(*self._checked(address, size), None)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write `size` bytes at a physical address; otherwise as `read`. What nobody claims is dropped."""
+        self.machine.raise_error()
         self._accessor.mmio(*self._checked(address, size, value), value)
 
     def port_in(self, port: int, size: int) -> int:
         """Read `size` bytes (1, 2 or 4) at a port: IN. Otherwise as `read`."""
+        self.machine.raise_error()
         return self._accessor.pio(*self._checked_port(port, size), None)
 
     def port_out(self, port: int, size: int, value: int) -> None:
         """Write `size` bytes at a port: OUT. Otherwise as `write`."""
+        self.machine.raise_error()
         self._accessor.pio(*self._checked_port(port, size, value), value)
 
     def registers(self, device: Device | Region) -> Registers:
@@ -216,18 +228,20 @@ class Bench:
 
     def advance(self, ns: int) -> None:
         """Let `ns` nanoseconds pass: timers fire, each at its own time. Raises `TimerError` when one does."""
+        self.machine.raise_error()
         with self._watch.stepping(), self.machine.lock:
             self.clock.advance(ns)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
         """Wait for work that a device does elsewhere, and that comes back by `Clock.call_soon`.
 
-        Guest time stands still. Raises `TimeoutError` when `condition()`, asked with the machine lock held, is
-        not true after `seconds` of the host.
+        Guest time stands still. Raises what a device's callback raises meanwhile, and `TimeoutError` when
+        `condition()`, asked with the machine lock held, is not true after `seconds` of the host.
         """
         end = time.monotonic() + seconds
         while True:
             self._soon.clear()
+            self.machine.raise_error()
             with self._watch.stepping(), self.machine.lock:
                 self.clock.run_due()
                 if condition():
@@ -238,6 +252,19 @@ class Bench:
             self._soon.wait(min(left, _LOOK_AGAIN))
 
     # What happened.
+
+    def check(self) -> None:
+        """Raise what a device's callback raised (`Machine.watch`) and no access or step of time has raised yet."""
+        with self._watch.stepping():
+            self.machine.settle()
+
+    def failure(self) -> str:
+        """Return the same as text, for the report of a test that fails otherwise; empty where there is none."""
+        try:
+            self.check()
+        except IobusError as exc:
+            return "".join(traceback.format_exception(exc)).rstrip()
+        return ""
 
     @property
     def accesses(self) -> list[Record]:

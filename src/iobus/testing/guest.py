@@ -148,7 +148,8 @@ class Guest:
 
         Its standard input is empty. After `timeout` seconds of the host it is ended by Ctrl-C, and
         `GuestTimeoutError` raised. Raises `GuestError` for another status than 0 with `check`, and for a guest that is
-        no more; `DeviceError` and `TimerError` when a device does, after which the command goes on at the next call.
+        no more; `DeviceError`, `TimerError` and `WatchError` when a device does, after which the command goes on at the
+        next call.
         """
         __tracebackhide__ = True
         result = self._run(command.encode(), command, timeout)
@@ -315,8 +316,9 @@ class Guest:
         self.expected = False
 
     def check(self) -> None:
-        """Raise `KernelError` where the kernel complained and nobody expected it."""
+        """Raise what a device's callback raised beside a run; `KernelError` for a complaint that nobody expected."""
         __tracebackhide__ = True
+        self.machine.settle()
         found = complaints(self._text(self._forgiven))
         if found:
             self._forgiven = len(self._console)

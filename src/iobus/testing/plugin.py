@@ -23,6 +23,7 @@ _ENGINES: Final = ("none", "unicorn", "kvm", "auto")
 _REPORTS: Final = pytest.StashKey[list[tuple[str, Report]]]()
 """What is shown of a test that fails: by title, the text, made when it is asked for."""
 _GUEST: Final = pytest.StashKey["Guest"]()
+_BENCH: Final = pytest.StashKey["Bench"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,8 +75,11 @@ def bus(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Bench]:
     from iobus.testing.bench import bench
 
     with bench(machine) as made:
+        _report(request, "what a callback raised", made.failure)
         _report(request, "the last accesses", made.history.report)
+        request.node.stash[_BENCH] = made
         yield made
+        del request.node.stash[_BENCH]
 
 
 @pytest.fixture(scope="session")
@@ -116,17 +120,19 @@ def _report(request: pytest.FixtureRequest, title: str, report: Report) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """A test with a guest that passes fails all the same where its kernel complained."""
-    if _GUEST not in item.stash:
-        return (yield)
-    from iobus.boot.debian import GuestUnavailableError
+    """A test that passes fails all the same where a device's callback raised, or the guest's kernel complained."""
+    if _GUEST in item.stash:
+        from iobus.boot.debian import GuestUnavailableError
 
-    try:
+        try:
+            yield
+        except GuestUnavailableError as exc:
+            pytest.skip(f"no kernel module: {exc}")
+        item.stash[_GUEST].check()
+    else:
         yield
-    except GuestUnavailableError as exc:
-        pytest.skip(f"no kernel module: {exc}")
-    item.stash[_GUEST].check()
-    return None
+    if _BENCH in item.stash:
+        item.stash[_BENCH].check()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,6 +15,7 @@ from iobus.bus import DeviceError, IobusError
 from iobus.clock import TimerError
 from iobus.testing.guest import Guest
 from iobus.testing.kernel_log import interrupt_counts, trouble
+from iobus.watcher import WatchError
 
 _SECONDS: Final = 60.0
 
@@ -139,7 +140,7 @@ class _Kept:
                 guest.unplug()
                 said = guest.run(_CLEAR, timeout=_SECONDS).output
                 break
-            except (DeviceError, TimerError):
+            except (DeviceError, TimerError, WatchError):
                 continue
             except IobusError as exc:
                 guest.give_up(str(exc).splitlines()[0])

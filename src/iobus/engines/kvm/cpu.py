@@ -49,6 +49,7 @@ from iobus.engines.kvm.runpage import (
     RunPage,
 )
 from iobus.engines.kvm.side import Side
+from iobus.errors import RAISED
 from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit, ShutdownExit
 from iobus.paging import Paging
 from iobus.vcpu import VCPU, Answer
@@ -286,7 +287,7 @@ class KvmCpu:
                         if type(result) is int and 0 <= result <= mask:
                             view[slot] = result
                             continue
-                except Exception as exc:
+                except RAISED as exc:
                     if claim is not None:
                         raise device_error(claim, address, length, data if is_write else None, exc) from exc
                 finally:

@@ -23,6 +23,7 @@ from iobus.dma import whole
 from iobus.doorbell import Doorbell
 from iobus.engines.kvm import abi, ioctls
 from iobus.engines.kvm.vm import Vm
+from iobus.errors import RAISED
 from iobus.exits import MmioExit
 from iobus.machine import Machine
 from iobus.memory import PAGE_SIZE
@@ -242,7 +243,7 @@ class Shortcuts:
                 else:
                     try:
                         result = claim.write(address - claim.base, size, value)
-                    except Exception as exc:
+                    except RAISED as exc:
                         raise device_error(claim, address, size, value, exc) from exc
                     if result is NotImplemented:
                         result = bus.search(address, size, value, claim)

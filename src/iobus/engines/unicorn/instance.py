@@ -15,6 +15,7 @@ from iobus.claims import Claim, device_error
 from iobus.engines.unicorn import library as uc_api
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner
+from iobus.errors import RAISED
 from iobus.exits import EngineError
 from iobus.machine import Machine
 from iobus.memory import PAGE_SIZE, Slot
@@ -230,7 +231,7 @@ class Instance:
                     value = call(at, size)
                     if type(value) is int and 0 <= value <= MOST[size]:
                         return value
-                except Exception as exc:
+                except RAISED as exc:
                     if claim is not None:
                         self._raised(claim, start + offset, size, None, exc)
                         return MOST[size]
@@ -255,7 +256,7 @@ class Instance:
                 try:
                     call, at, claim = mmio.writes[size][start + offset]
                     result = call(at, size, value)
-                except Exception as exc:
+                except RAISED as exc:
                     if claim is not None:
                         self._raised(claim, start + offset, size, value, exc)
                         return
@@ -307,7 +308,7 @@ class Instance:
         self.hook(uc_api.HOOK_INSN, uc_api.CPUID_CB(cpuid), instruction=uc_api.INSN_CPUID)
         return ask, runs_here, make_hole
 
-    def _raised(self, claim: Claim, address: int, size: int, value: int | None, exc: Exception) -> None:
+    def _raised(self, claim: Claim, address: int, size: int, value: int | None, exc: BaseException) -> None:
         error = device_error(claim, address, size, value, exc)
         assert exc.__traceback__ is not None
         error.__cause__ = exc.with_traceback(exc.__traceback__.tb_next)  # the device's own frames
