@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from iobus.bus import Device
+from iobus.registers.bodies import check_methods
 from iobus.registers.describe import Describer, RegisterAccess, describer
 from iobus.registers.entries import RegisterEntry, RegisterMap, Unmapped, check, end_of
 from iobus.registers.hooks import attach_hooks
@@ -90,6 +91,7 @@ class RegisterBank(Stateful, Device, Generic[S], metaclass=Declared):
             vars(cls).get("name") or cls.__name__, members, length, unmapped or cls.map.unmapped, doc_of(cls)
         )
         check(cls.map)
+        check_methods(cls)
         cls.length = length
         cls._layout = Layout(cls.map, updates=cls.update is not RegisterBank.update)
         cls._descriptions = {}

@@ -219,6 +219,8 @@ def check(bank: RegisterMap) -> None:
     """Raise `MapError` where the map cannot be."""
     if bank.unmapped not in ("zero", "ones", "decline"):
         raise MapError(f"{bank.name}: unmapped={bank.unmapped!r}; use 'zero', 'ones' or 'decline'")
+    if not isinstance(bank.length, int) or bank.length < 0:
+        raise MapError(f"{bank.name}: length={bank.length!r}; give a whole number of bytes")
     check_group(bank.name, bank.members)
     end = max((end_of(member) for member in bank.members), default=0)
     if end > bank.length:
@@ -280,7 +282,7 @@ def _check_name(where: str, name: str) -> None:
 def check_fields(where: str, register: RegisterEntry) -> None:
     """Raise `MapError` where the register's width or fields cannot be."""
     if register.width not in WIDTHS:
-        raise MapError(f"{where}: a register is 8, 16, 32 or 64 bits wide, not {register.width}")
+        raise MapError(f"{where}: a register is 8, 16, 32 or 64 bits wide, not {register.width!r}")
     taken: dict[int, FieldEntry] = {}
     names: dict[str, FieldEntry] = {}
     for field in register.fields:

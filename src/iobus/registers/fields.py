@@ -1,6 +1,6 @@
 """`Field`: some bits of a register, declared in its class, read and assigned through a device.
 
-Stands on `entries.py`; `language.py` has the registers.
+Stands on `entries.py` and `bodies.py`; `language.py` has the registers.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, overload
 
+from iobus.registers.bodies import wrong_field
 from iobus.registers.entries import FieldEntry, ValueEntry, bit_range, clean
 from iobus.registers.kinds import Access
 
@@ -61,7 +62,11 @@ class Field(property):
         values: type[IntEnum] | None = None,
         name: str = "",
     ) -> None:
+        self.wrong = wrong_field(where, access, doc, reset, values, name)
+        """What is wrong with it, or nothing: its register's class says so, for here it has no name yet."""
         msb, lsb = where if isinstance(where, Bits) else (where, where)
+        if self.wrong:
+            msb, lsb = 0, 0
         mask = (1 << max(msb - lsb + 1, 0)) - 1
         self.msb, self.lsb, self.mask = msb, lsb, mask
         self.access = access

@@ -1,6 +1,6 @@
 """Hooks: `on_read` and `on_write` mark methods, `attach_hooks` puts them to the registers they are for.
 
-Stands on `language.py` and `layout.py`.
+Stands on `language.py`, `bodies.py` and `layout.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from iobus.registers.bodies import check_runs
 from iobus.registers.entries import FieldEntry, MapError
 from iobus.registers.fields import FieldTarget
 from iobus.registers.language import Array, Register
@@ -51,6 +52,11 @@ def on_write(target: Target) -> Callable[[F], F]:
 
 
 def _hook(is_write: bool, target: Target) -> Callable[[F], F]:
+    if callable(target) and not isinstance(target, type):  # the method itself: the brackets were forgotten
+        name = ".".join(getattr(target, "__qualname__", repr(target)).split(".")[-2:])
+        decorator = "on_write" if is_write else "on_read"
+        raise MapError(f"{name}: @{decorator} without a target; say what it is for, as in @{decorator}(CTRL)")
+
     def mark(method: F) -> F:
         hooks: list[Hook] = method.__dict__.setdefault("__iobus_hooks__", [])
         hooks.append(Hook(is_write, target))
@@ -60,8 +66,9 @@ def _hook(is_write: bool, target: Target) -> Callable[[F], F]:
 
 
 def _hooks_of(method: object) -> Sequence[Hook]:
-    """What `on_read` and `on_write` left on a method."""
-    return getattr(method, "__iobus_hooks__", ())
+    """What `on_read` and `on_write` left on a method, or on what a `staticmethod` and the like is made of."""
+    inner = getattr(method, "__func__", None) or getattr(method, "fget", None) or method
+    return getattr(method, "__iobus_hooks__", ()) or getattr(inner, "__iobus_hooks__", ())
 
 
 def attach_hooks(cls: type, layout: Layout) -> None:
@@ -78,6 +85,10 @@ def attach_hooks(cls: type, layout: Layout) -> None:
 
 def _attach_hook(cls: type, layout: Layout, method: str, hook: Hook) -> None:
     where = f"{cls.__name__}.{method}: {'on_write' if hook.is_write else 'on_read'}"
+    item = inspect.getattr_static(cls, method)
+    if isinstance(item, (staticmethod, classmethod, property)):
+        raise MapError(f"{where}: its method is a {type(item).__name__}; make it a plain one, which takes self")
+    check_runs(f"{cls.__name__}.{method}", item)
     slots, field = _resolve(where, layout, hook.target)
     register = slots[0].register
     mask, lsb = (field.mask, field.lsb) if field else ((1 << register.width) - 1, 0)

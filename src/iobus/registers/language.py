@@ -1,6 +1,6 @@
 """What a device's class body is written in: `Register`, `RegisterGroup` and arrays of them.
 
-Stands on `fields.py`; `bank.py` makes a device of it. Each declared thing plays two parts. In a class
+Stands on `fields.py` and `bodies.py`; `bank.py` makes a device of it. Each declared thing plays two parts. In a class
 body it is a declaration: `CTRL = Control(0x0)` says that a register of the kind `Control` is at offset 0.
 Reached through a device it is a view of that device's state: `device.CTRL.ENABLE` is the field's value,
 an int, and assigning to it sets it. The types say the same, so that editors complete and checkers check.
@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 
+from iobus.registers.bodies import check_body, check_options, wrong_place
 from iobus.registers.entries import (
     Dimension,
     Entry,
@@ -42,6 +43,7 @@ class Declared(type):
         return _Namespace(name)
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        check_options(name, bases, options)
         namespace = dict(namespace)
         if any(issubclass(base, (Register, RegisterGroup)) for base in bases):
             namespace.setdefault("__slots__", ())  # so that assigning to a field that is not there raises
@@ -77,6 +79,11 @@ class Place:
         self.array = array
         self.attribute = ""
 
+    def wrong(self) -> str:
+        """What is wrong with it, or nothing: the class says so, by the attribute's name."""
+        array = (self.array.count, self.array.stride) if self.array else None
+        return wrong_place(self.offset, self.doc, self.reset, self.name, array)
+
     def set_name(self, name: str) -> None:
         self.attribute = name
         self.name = self.name or name
@@ -110,8 +117,14 @@ class Register(metaclass=Declared):
 
     def __init_subclass__(cls, *, width: int | None = None, rest: Access | None = RES0) -> None:
         super().__init_subclass__()
+        check_body(cls, (Field,))
+        if not isinstance(rest, Access | None):
+            raise MapError(f"{cls.__name__}: rest={rest!r}; give an access kind such as RW, or None")
         cls._fields = tuple(item for item in _attributes(cls).values() if isinstance(item, Field))
         refuse_names(cls, Register, [field.attribute for field in cls._fields])
+        for field in cls._fields:
+            if field.wrong:
+                raise MapError(f"{cls.__name__}.{field.attribute}: {field.wrong}")
         entries = tuple(field.entry() for field in cls._fields)
         width = cls._layout.width if width is None else width
         layout = RegisterEntry(cls.__name__, 0, width, entries, 0, RES0 if rest is None else rest, doc_of(cls))
@@ -330,7 +343,8 @@ class Array(Generic[T]):
         return view
 
     def _span(self) -> int:
-        return len(self) * int(self._element._span())
+        assert self._place.array is not None
+        return self._place.array.count * int(self._element._span())
 
     def _entry(self) -> Entry:
         entry: Entry = self._element._entry()
@@ -358,11 +372,17 @@ def _attributes(cls: type) -> dict[str, Any]:
 
 
 def members_of(cls: type) -> dict[str, tuple[Declaration, int]]:
-    """What is declared in a class: by attribute, the declaration and the index of its first register."""
+    """What is declared in a class: by attribute, the declaration and the index of its first register.
+
+    Raises `MapError` for what is not quite declared.
+    """
+    check_body(cls, (Register, RegisterGroup, Array))
     members: dict[str, tuple[Declaration, int]] = {}
     index = 0
     for name, item in _attributes(cls).items():
         if isinstance(item, (Register, RegisterGroup, Array)):
+            if wrong := item._place.wrong():
+                raise MapError(f"{cls.__name__}.{name}: {wrong}")
             members[name] = item, index
             index += item._span()
     return members
