@@ -107,7 +107,7 @@ def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ([], "iobus new: give the device's NAME, or a register map with --from"),
         (["3com"], "iobus new 3com: it names a class; use letters, digits and underscores, as in Timer"),
-        (["class"], "iobus new class: it names a class; use letters, digits and underscores, as in Timer"),
+        (["class"], "iobus new class: class is a keyword of Python; choose another name, as in Timer"),
         (["Timer", "--top", "x"], "--top x: it is for a register map, which --from names"),
         (["Timer", "--output", "timer.txt"], "--output timer.txt: a test imports it, so it is called NAME.py"),
         (["Timer", "--output", "no/timer.py"], "no/timer.py cannot be written: No such file or directory"),
@@ -120,6 +120,45 @@ def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pyt
     """Status 2, and a sentence that names what is wrong."""
     assert main(["new", *arguments]) == 2
     assert capsys.readouterr().err == f"iobus: {said}\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["Pin", "Pc", "Register", "Field", "RW", "W", "Control", "Status", "Bench", "bus", "int"]
+)
+def test_a_name_that_the_file_uses_itself_is_refused(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The class would hide what is imported: nothing is written, and one line proposes another name."""
+    assert main(["new", name]) == 2
+    assert capsys.readouterr().err == (
+        f"iobus: iobus new {name}: what is written uses the name {name} itself; choose another, as in {name}Device\n"
+    )
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Random", "Signal", "Pytest", "Iobus", "Conftest"])
+def test_no_file_hides_a_module_of_others(name: str, here: Path) -> None:
+    """Beside a random.py nothing that imports Python's would run, its own test first: it is random_device.py."""
+    assert main(["new", name]) == 0
+    module = f"{name.lower()}_device"
+    assert {path.name for path in here.iterdir()} == {f"{module}.py", f"test_{module}.py"}
+    assert_clean(f"{module}.py", f"test_{module}.py")
+
+
+def test_a_map_whose_names_mean_something_is_still_a_device(here: Path) -> None:
+    """What Python, an enumeration or the language of registers has by a map's name gets another; tools are content."""
+    pytest.importorskip("systemrdl", reason="systemrdl-compiler is not installed")
+    (here / "odd.rdl").write_text(
+        "enum odd { None = 0; name = 1; value = 2; mro = 3; imag = 4; doc = 5; };\n"
+        "addrmap register {\n"
+        "    reg { field { encode = odd; } RW[3:0] = 5; field {} Field[7:4] = 2; } VALUES @ 0x0;\n"
+        "    reg { field { sw = w; singlepulse; } V[0:0] = 0; } \\int @ 0x4;\n"
+        "};\n"
+    )
+    assert main(["new", "--from", "odd.rdl"]) == 0
+    assert_clean("register_device.py", "test_register_device.py", also=(TYPES,))
+    text = (here / "register_device.py").read_text()
+    assert "class RegisterDevice(RegisterBank):" in text
+    assert 'int_ = Int(0x4, name="int")' in text
+    assert "    mro_ = 3" in text
 
 
 def test_which_peripheral_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

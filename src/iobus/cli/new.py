@@ -6,10 +6,12 @@ one they are the fewest that show how a device is written.
 
 from __future__ import annotations
 
+import ast
 import keyword
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +21,7 @@ from iobus.registers.entries import Dimension, Entry, RegisterEntry, RegisterMap
 from iobus.registers.fitting import Imported
 from iobus.registers.ipxact import read_ipxact
 from iobus.registers.kinds import OnRead, OnWrite
-from iobus.registers.source import class_name, device_source, hexadecimal
+from iobus.registers.source import USED_NAMES, class_name, device_source, hexadecimal
 from iobus.registers.svd import read_svd
 from iobus.registers.systemrdl import read_systemrdl
 
@@ -127,9 +129,7 @@ def new(options: NewOptions) -> tuple[Status, str]:
         raise UsageError("iobus new: give the device's NAME, or a register map with --from")
     if options.top is not None and imported is None:
         raise UsageError(f"--top {options.top}: it is for a register map, which --from names")
-    given = options.name or class_name(imported.map.name if imported else "")
-    if not given.isidentifier() or keyword.iskeyword(given):
-        raise UsageError(f"iobus new {given}: it names a class; use letters, digits and underscores, as in Timer")
+    given = _class_name(options.name, imported)
     path = options.output or Path(f"{_module_name(given)}.py")
     test = path.with_name(f"test_{path.name}")
     if path.suffix != ".py" or not path.stem.isidentifier() or keyword.iskeyword(path.stem):
@@ -178,15 +178,52 @@ def _read_xml(path: Path, top: str | None) -> Imported:
     return read_svd(path, top) if is_svd else read_ipxact(path, top)
 
 
+def _class_name(given: str | None, imported: Imported | None) -> str:
+    """The class's name: as `given`, if it can be that, else the map's, made different where it must be."""
+    texts = (_SKELETON, _SKELETON_TEST) if imported is None else (_TEST,)
+    used = {name for text in texts for name in _names_in(text)} | (USED_NAMES if imported else set())
+    if given is None:
+        name = class_name(imported.map.name if imported else "")
+        return f"{name}Device" if name in used else name
+    if keyword.iskeyword(given):
+        raise UsageError(f"iobus new {given}: {given} is a keyword of Python; choose another name, as in Timer")
+    if not given.isidentifier():
+        raise UsageError(f"iobus new {given}: it names a class; use letters, digits and underscores, as in Timer")
+    if given in used:
+        raise UsageError(
+            f"iobus new {given}: what is written uses the name {given} itself; choose another, as in {given}Device"
+        )
+    return given
+
+
+def _names_in(template: str) -> Iterator[str]:
+    """The names that a text imports, defines or uses, beside those that are filled in."""
+    words = dict.fromkeys(("class_name", "module", "name", "test", "resets"), "_") | {"address": _ADDRESS}
+    for node in ast.walk(ast.parse(template.format(**words))):
+        match node:
+            case ast.Name(id=name) | ast.alias(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                yield name
+
+
 def _module_name(name: str) -> str:
-    """`DmaEngine` is in dma_engine.py."""
+    """`DmaEngine` is in dma_engine.py, and `Random`, which as random.py would hide Python's, in random_device.py."""
     parts: list[str] = []
     for before, letter in zip(" " + name, name, strict=False):
         if letter.isupper() and (before.islower() or before.isdigit()):
             parts.append("_")
         parts.append(letter.lower())
     module = "".join(parts)
-    return f"{module}_device" if keyword.iskeyword(module) else module
+    return f"{module}_device" if keyword.iskeyword(module) or _hides(module) else module
+
+
+def _hides(module: str) -> bool:
+    """Whether a file by this name would come before a module that others import, or is one that pytest looks for."""
+    if module in sys.stdlib_module_names or module == "conftest":
+        return True
+    here = Path.cwd()
+    return (
+        PathFinder.find_spec(module, [path for path in sys.path if path and Path(path).resolve() != here]) is not None
+    )
 
 
 def _test_of(bank: RegisterMap, words: dict[str, str]) -> str:

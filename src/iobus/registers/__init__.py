@@ -5,8 +5,9 @@
 From the ground up: `kinds.py` (what a guest can do with a bit), `entries.py` (a register map as plain
 data, and its checks), `bodies.py` (what a class body may hold), `fields.py` and `language.py` (what it is written
 in), `layout.py` (how an access is carried out), `hooks.py` (methods around accesses), `describe.py` (what an access is
-called), `bank.py` (the device). Files of registers come in by `systemrdl.py`, `svd.py` and `ipxact.py`, on `fitting.py` (what can be of what
-they say) and `runtime.py` (a bank without a class body), and go out by `systemrdl_export.py` and `source.py` (Python).
+called), `bank.py` (the device). Files of registers come in by `systemrdl.py`, `svd.py` and `ipxact.py`, on
+`fitting.py` (what can be of what they say) and `runtime.py` (a bank without a class body), and go out by
+`systemrdl_export.py` and `source.py` (Python).
 """
 
 from iobus.registers.bank import BankState, RegisterBank

@@ -1,6 +1,6 @@
 """From what a file says to a register map that can be: what does not fit is left out, and noted in a line.
 
-Stands on `entries.py`, below the importers (`systemrdl.py`, `svd.py`, `ipxact.py`). Files of vendors have registers
+Stands on `fields.py`, below the importers (`systemrdl.py`, `svd.py`, `ipxact.py`). Files of vendors have registers
 that overlap, reset values of bits that hold nothing, names that are none. A `Fitter` makes entries of their parts;
 each of its notes says where in the file something is that the map does not have.
 """
@@ -34,6 +34,7 @@ from iobus.registers.entries import (
     end_of,
     placed,
 )
+from iobus.registers.fields import Values
 from iobus.registers.kinds import RES0, RES1, Access, R
 
 T = TypeVar("T")
@@ -201,11 +202,12 @@ def map_name(name: str) -> str:
 
 
 def value_name(name: str) -> str:
-    """A file's name of a value as Python takes it."""
+    """A file's name of a value as Python takes it: none that has a meaning for every enumeration, as `name` has."""
     name = map_name(name).lstrip("_") or "x"
     if not name.isidentifier() or name[0].isdigit():
         name = f"x{name}"
-    return f"{name}_" if keyword.iskeyword(name) else name
+    taken = name in ("mro", "doc") or any(name in vars(parent) for parent in Values.__mro__)
+    return f"{name}_" if keyword.iskeyword(name) or taken else name
 
 
 def source_text(source: str | Path) -> tuple[str, bytes | None]:

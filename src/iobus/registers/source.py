@@ -21,12 +21,12 @@ from iobus.registers.language import Register, RegisterGroup
 from iobus.registers.runtime import identifiers
 
 _COLUMNS: Final = 88
-_OURS: Final = frozenset(
+USED_NAMES: Final = frozenset(
     {access.name for access in KINDS}
     | {"Access", "Field", "OnRead", "OnWrite", "Register", "RegisterBank", "RegisterGroup", "Values"}
-    | {"bits", "on_read", "on_write"}
+    | {"bits", "int", "on_read", "on_write"}
 )
-"""What is imported, and so is no name for a class, nor for an attribute: it would hide it in its class body."""
+"""What is imported or used, and so is no name for a class, nor for an attribute: it would hide it in its class body."""
 
 
 def class_name(name: str) -> str:
@@ -56,7 +56,7 @@ def _attributes(names: Iterable[str], base: type) -> dict[str, str]:
     """What the attributes for `names` are called in a class body of the text."""
     attributes = identifiers(names, base)
     for name, attribute in attributes.items():
-        while attribute in _OURS or (attribute != attributes[name] and attribute in attributes.values()):
+        while attribute in USED_NAMES or (attribute != attributes[name] and attribute in attributes.values()):
             attribute += "_"
         attributes[name] = attribute
     return attributes
@@ -79,7 +79,7 @@ class _Writer:
         self._name = name
         self._used: set[str] = set()  # of what is imported
         self._classes: list[str] = []
-        self._taken = {name, *_OURS, *_names(bank.members)}
+        self._taken = {name, *USED_NAMES, *_names(bank.members)}
         self._values: dict[tuple[ValueEntry, ...], str] = {}
         self._registers: dict[tuple[object, ...], tuple[str, RegisterEntry]] = {}
         self._groups: dict[tuple[object, ...], str] = {}
