@@ -217,14 +217,17 @@ class SmpGuest(Guest):
             vcpu.registers = own
 
 
+def real_mode() -> Registers:
+    """About to run at 0x7C00 in real mode, all segments at 0: the interrupt vectors are those at address 0."""
+    flat = Segment(0, 0, 0xFFFF, 0x93)
+    return Registers(rip=0x7C00, rsp=0x7000, cs=Segment(0, 0, 0xFFFF, 0x9B), ds=flat, es=flat, ss=flat, idt_limit=0x3FF)
+
+
 class RealModeGuest(Guest):
-    """As `Guest`, in real mode, all segments at 0: the interrupt vectors are those at address 0."""
+    """As `Guest`, in real mode; see `real_mode`."""
 
     def start(self) -> None:
-        flat = Segment(0, 0, 0xFFFF, 0x93)
-        self.vcpu.registers = Registers(
-            rip=0x7C00, rsp=0x7000, cs=Segment(0, 0, 0xFFFF, 0x9B), ds=flat, es=flat, ss=flat, idt_limit=0x3FF
-        )
+        self.vcpu.registers = real_mode()
         self.memory.write(0x7C00, self.memory.read(CODE, 0x200))
 
 
