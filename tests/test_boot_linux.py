@@ -1,5 +1,6 @@
 """boot/linux.py against boot.rst and zero-page.rst, with kernels made here; and once with Debian's, on QEMU's CPU."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -197,6 +198,13 @@ def test_a_kernel_without_a_preference_is_at_1_mib(tmp_path: Path, pref_address:
     assert made.load(memory, e820=e820(memory)).rip == MIB + 0x200
 
 
+def test_the_memory_that_is_advised_is_enough_for_the_initrd_too(tmp_path: Path) -> None:
+    """Linux unpacks the initrd before it gives back the packed one: both are counted."""
+    memory = ram(23)
+    with pytest.raises(BootError, match=r"give the guest 28 MiB or more"):
+        kernel(tmp_path).load(memory, initrd=bytes(2 * MIB), e820=e820(memory))
+
+
 def test_too_little_memory_names_what_is_needed(tmp_path: Path) -> None:
     """pref_address + init_size must be RAM: a kernel that is loaded lower moves itself there all the same."""
     memory = ram(23)
@@ -264,6 +272,7 @@ def test_what_is_no_kernel_is_refused(tmp_path: Path, data: bytes, says: str) ->
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """Missing, a directory, no regular file, empty: each is said of the kernel and of the initrd."""
+    os.mkfifo(tmp_path / "fifo")  # which nobody writes: opening it would wait for ever
     empty = tmp_path / "empty"
     empty.write_bytes(b"")
     for read, what in ((LinuxKernel.read, "kernel"), (read_initrd, "initrd")):
@@ -273,6 +282,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read(tmp_path)
         with pytest.raises(BootError, match=f"{what} /dev/zero is no regular file"):
             read("/dev/zero")
+        with pytest.raises(BootError, match=f"{what} {tmp_path}/fifo is no regular file"):
+            read(tmp_path / "fifo")
         with pytest.raises(BootError, match=f"{what} {empty}/x cannot be read"):
             read(empty / "x")
     with pytest.raises(BootError, match=f"initrd {empty} is empty"):

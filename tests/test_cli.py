@@ -152,6 +152,14 @@ BAD: dict[str, tuple[Callable[[Files], list[object]], str]] = {
         lambda f: ["map", "--device", f.device(PLAIN + " def connect(self, pc): pc.irq(99)")],
         "connect(pc) failed: ValueError: interrupt 99",
     ),
+    "placed that raises": (
+        lambda f: ["map", "--device", f.device(PLAIN + " def placed(self, region): region.fly()")],
+        "placed(region) failed: AttributeError",
+    ),
+    "an ACPI ID that is no text": (
+        lambda f: ["map", "--device", f.device(PLAIN + " acpi_id = 5")],
+        "Mine, with acpi_id: hardware ID 5 is no text",
+    ),
 }
 
 

@@ -110,6 +110,8 @@ def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) 
         (["class"], "iobus new class: class is a keyword of Python; choose another name, as in Timer"),
         (["Timer", "--top", "x"], "--top x: it is for a register map, which --from names"),
         (["Timer", "--output", "timer.txt"], "--output timer.txt: a test imports it, so it is called NAME.py"),
+        (["Timer", "--output", "."], "--output .: a test imports it, so it is called NAME.py"),
+        (["Timer", "--output", ""], "--output .: a test imports it, so it is called NAME.py"),
         (["Timer", "--output", "no/timer.py"], "no/timer.py cannot be written: No such file or directory"),
         (["--from", "a.doc"], "--from a.doc: use NAME.rdl (SystemRDL), NAME.svd (CMSIS-SVD) or NAME.xml (IP-XACT)"),
         (["--from", "no.svd"], "no.svd cannot be read: No such file or directory"),

@@ -116,7 +116,7 @@ def test_openable_is_not_usable(
     engine = choose.make("kvm")
     assert choose.caveat(engine).startswith("this KVM is not the CPU's: /dev/kvm opens")
     engine.close()
-    with pytest.raises(EngineError, match=r"an irqchip .* is for the engine kvm and KVM cannot be used here: /dev/kvm"):
+    with pytest.raises(EngineError, match=r"irqchip 'split' is for .* kvm and KVM cannot be used here: /dev/kvm"):
         choose.make("auto", "split")
 
 

@@ -66,7 +66,7 @@ def test_a_trace_however_long_makes_a_page_of_bounded_size() -> None:
 def test_an_empty_trace_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A trace without an access makes no page but one line."""
     (tmp_path / "empty.jsonl").write_text('{"iobus-trace": 1}\n')
-    assert main(["report", str(tmp_path / "empty.jsonl"), "--output", str(tmp_path / "r.html")]) == 1
+    assert main(["report", str(tmp_path / "empty.jsonl"), "--output", str(tmp_path / "r.html")]) == 2
     assert "has no access" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,16 +113,46 @@ def test_no_guest_and_several_guests_are_told() -> None:
     assert iobus("top").stderr == b"iobus: no guest of yours is running; start one with iobus boot\n"
     assert iobus("top", 1).stderr == b"iobus: process 1 runs no guest of yours\n"
     listeners = []
-    for pid in (10, 11):
+    ended = [subprocess.Popen(["true"]) for _ in range(2)]
+    assert [process.wait() for process in ended] == [0, 0]
+    pids = sorted(str(process.pid) for process in ended)
+    for pid in pids:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(directory() / f"{pid}.sock"))
         listener.listen()
         listeners.append(listener)
-    assert iobus("top").stderr == b"iobus: several guests are running: say which, of 10, 11\n"
+    assert iobus("top").stderr.decode() == f"iobus: several guests are running: say which, of {', '.join(pids)}\n"
     for listener in listeners:
         listener.close()
     assert b"no guest of yours" in iobus("top").stderr  # their processes were killed: what they left is cleared
     assert list(directory().iterdir()) == []
+
+
+def test_a_guest_that_starts_clears_what_killed_ones_left() -> None:
+    """The socket of a process that is gone goes; that of one that lives, and what is no guest's, stay."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with socket.socket(socket.AF_UNIX) as stale, socket.socket(socket.AF_UNIX) as other:
+        stale.bind(str(directory() / f"{ended.pid}.sock"))
+        other.bind(str(directory() / f"{os.getppid()}.sock"))
+    (directory() / "notes.sock").touch()
+    with Monitor(Pc(clock=SteppedClock()), lambda _: None):
+        left = {path.name for path in directory().iterdir()}
+    assert left == {f"{os.getppid()}.sock", f"{os.getpid()}.sock", "notes.sock"}
+
+
+def test_what_listens_is_kept_though_no_process_here_has_its_number() -> None:
+    """It may be in another container, which shares the directory and counts processes by itself."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = directory() / f"{ended.pid}.sock"
+        listener.bind(str(path))
+        listener.listen()
+        directory()
+        assert path.exists()
+    directory()
+    assert not path.exists()
 
 
 def test_a_directory_that_others_can_enter_is_not_used(runtime: Path) -> None:

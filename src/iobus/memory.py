@@ -25,6 +25,10 @@ class MemoryRangeError(IobusError, ValueError):
     """A guest physical range that is not RAM: it names the range."""
 
 
+class HostMemoryError(IobusError, MemoryError):
+    """The host has no room for RAM: it names the size."""
+
+
 class Slot(NamedTuple):
     """One contiguous piece of guest RAM."""
 
@@ -64,7 +68,7 @@ class Memory:
         would pay for it, since the host zeroes large pages of which the guest uses little."""
 
     def add(self, base: int, size: int, *, readonly: bool = False) -> Slot:
-        """Put `size` bytes of zeroed RAM at `base`; both whole pages. Raises `MemoryRangeError`."""
+        """Put `size` bytes of zeroed RAM at `base`; both whole pages. Raises `MemoryRangeError`, `HostMemoryError`."""
         if base % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or base < 0:
             raise MemoryRangeError(f"RAM at {base:#x} of {size:#x} bytes: both must be whole pages of 4096 bytes")
         for slot in self.slots:
@@ -74,7 +78,12 @@ class Memory:
                 )
         # Private: only then does MADV_DONTNEED give pages back and zero them. With as much more as it takes to have the
         # host's address and the guest's at the same place within a large page.
-        buffer = mmap.mmap(-1, size + LARGE_PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            buffer = mmap.mmap(-1, size + LARGE_PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as exc:
+            raise HostMemoryError(
+                f"the host has no room for {size} bytes of RAM at {base:#x} ({exc.strerror}); give the guest less"
+            ) from None
         start = (base - ctypes.addressof(ctypes.c_char.from_buffer(buffer))) % LARGE_PAGE_SIZE
         if self.large_pages:
             with contextlib.suppress(OSError):  # a host without them has small ones

@@ -113,7 +113,7 @@ def read_file(path: str | os.PathLike[str], what: str) -> bytes:
     """Return a regular file's bytes; `what` it is, is for the error. Raises `BootError`."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise BootError(f"{what} {path} is no regular file; give a file")
@@ -128,6 +128,11 @@ def read_file(path: str | os.PathLike[str], what: str) -> bytes:
         raise BootError(
             f"{what} {path} cannot be read ({getattr(exc, 'strerror', exc)}); give a file that can"
         ) from exc
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for somebody to write, as one does at a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decompressed(data: bytes, path: Path) -> bytes:

@@ -215,7 +215,7 @@ class LinuxKernel:
         if b"\0" in text:
             raise BootError(f"the command line for kernel {self.path} has a NUL character at {text.index(0)}; drop it")
         usable = [(entry.base, entry.base + entry.size) for entry in e820 if entry.kind == E820_RAM]
-        at = self._place_kernel(usable)
+        at = self._place_kernel(usable, len(initrd))
         initrd_at = self._place_initrd(usable, at, len(initrd)) if initrd else 0
 
         params = bytearray(PAGE_SIZE)
@@ -252,11 +252,11 @@ class LinuxKernel:
     def _footprint(self) -> int:
         return max(self.init_size, len(self.image))
 
-    def _place_kernel(self, usable: Sequence[tuple[int, int]]) -> int:
+    def _place_kernel(self, usable: Sequence[tuple[int, int]], initrd_size: int) -> int:
         """Return the lowest good address from pref_address up.
 
         A kernel that is loaded lower moves itself up to pref_address all the same, so what lies
-        below is no help when memory is short.
+        below is no help when memory is short. The initrd is in RAM twice, packed and unpacked, before it runs.
         """
         need = self._footprint()
         for start, end in sorted(usable):
@@ -265,9 +265,10 @@ class LinuxKernel:
             if at + need <= min(end, 1 << 32) and (self.relocatable or at == self.pref_address):
                 return at
         total = sum(end - start for start, end in usable)
+        enough = self.pref_address + need + 2 * initrd_size
         raise BootError(
             f"kernel {self.path} needs {need:#x} bytes of RAM from {self.pref_address:#x} and there is no such room in "
-            f"{-(-total // _MEBIBYTE)} MiB; give the guest {-(-(self.pref_address + need) // _MEBIBYTE)} MiB or more"
+            f"{-(-total // _MEBIBYTE)} MiB; give the guest {-(-enough // _MEBIBYTE)} MiB or more"
         )
 
     def _place_initrd(self, usable: Sequence[tuple[int, int]], kernel_at: int, size: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from iobus.bus import DeviceError, IobusError
 from iobus.cli import values
 from iobus.cli.console import Terminated, signals_raise
 from iobus.cli.devices import FORM, DeviceSpec
-from iobus.cli.outcome import Status, UsageError, describe_error, describe_lost
+from iobus.cli.outcome import Status, UsageError, describe_error, printing
 from iobus.clock import TimerError
 from iobus.engines.names import ENGINES, IRQCHIPS
 from iobus.watcher import WatchError
@@ -33,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status: int
     try:
         with signals_raise():
-            options = _parser().parse_args(arguments)
+            with printing():  # --help, --version
+                options = _parser().parse_args(arguments)
             status, what = options.run(options)
     except (UsageError, BootError, InitrdError, GuestUnavailableError) as exc:
         status, what = Status.BAD_ARGUMENTS, str(exc)
@@ -45,10 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, what = Status.INTERRUPTED, "interrupted"
     except Terminated as exc:
         return 128 + exc.number
-    except BrokenPipeError as exc:  # of `iobus map | head`, say
-        with contextlib.suppress(OSError):  # what is buffered can go nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status, what = describe_lost(exc)
     if what:
         _say(what)
     return int(status)
@@ -62,6 +58,10 @@ def _say(text: str) -> None:
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse, which keeps quiet where it cannot be written."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> Never:
         """One line, without the usage."""
@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--append", metavar="STRING", default="", help="added to the kernel's command line")
         command.add_argument("--engine", choices=ENGINES, default="auto", help="what executes the guest")
         command.add_argument(
-            "--irqchip", choices=IRQCHIPS, help="KVM: where the interrupt controllers are (default: user)"
+            "--irqchip",
+            choices=IRQCHIPS,
+            help="where the interrupt controllers are; KVM has all (default: user)",
         )
         command.add_argument("--cpus", metavar="N", type=values.cpus, default=1, help="vCPUs (default: 1)")
         command.add_argument(
@@ -254,7 +256,6 @@ def _engines(_: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.engines import print_engines
 
     print_engines()
-    sys.stdout.flush()
     return Status.OK, ""
 
 
@@ -262,5 +263,4 @@ def _map(options: argparse.Namespace) -> tuple[int, str]:
     from iobus.cli.addressmap import print_map
 
     print_map(memory=options.memory, devices=[DeviceSpec.parse(text) for text in options.device], svg=options.svg)
-    sys.stdout.flush()
     return Status.OK, ""

@@ -11,7 +11,8 @@ from pathlib import Path
 from iobus.bus import Bus
 from iobus.cli.devices import DeviceSpec, attach_devices
 from iobus.cli.mapsvg import Piece, draw
-from iobus.cli.outcome import UsageError
+from iobus.cli.outcome import UsageError, printing
+from iobus.memory import HostMemoryError
 from iobus.pc.pc import Pc
 
 _HEADINGS = ("base", "end", "size", "bus", "priority", "name")
@@ -21,7 +22,7 @@ def print_map(*, memory: int, devices: Sequence[DeviceSpec], svg: Path | None) -
     """Print a line for each region and RAM slot, in the order of the addresses of each bus, or draw them in `svg`."""
     try:
         pc = Pc(memory=memory)
-    except ValueError as exc:
+    except (ValueError, HostMemoryError) as exc:
         raise UsageError(f"--memory: {exc}") from None
     try:
         attach_devices(pc, devices)
@@ -29,7 +30,8 @@ def print_map(*, memory: int, devices: Sequence[DeviceSpec], svg: Path | None) -
     finally:
         pc.machine.close()
     if svg is None:
-        _print(lanes)
+        with printing():
+            _print(lanes)
         return
     try:
         svg.write_text(draw([(name, [piece for piece, _ in pieces]) for name, pieces in lanes if pieces]))

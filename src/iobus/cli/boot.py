@@ -28,6 +28,7 @@ from iobus.engines import choose
 from iobus.engines.names import Placement
 from iobus.exits import Exit, ResetExit, TimeoutExit
 from iobus.machine import Unclaimed
+from iobus.memory import HostMemoryError
 from iobus.pc import layout
 from iobus.pc.pc import Pc
 
@@ -193,7 +194,7 @@ def make_pc(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of the fallback: said below
             pc = Pc(cpu, memory=memory, console=output, cpus=cpus, firmware=firmware)
-    except ValueError as exc:
+    except (ValueError, HostMemoryError) as exc:
         cpu.close()
         raise UsageError(f"--memory: {exc}") from None
     try:

@@ -103,7 +103,9 @@ class DeviceSpec:
         except IobusError as exc:
             raise UsageError(f"--device {self.text}: {exc}") from exc
         except RAISED as exc:
-            raise UsageError(f"--device {self.text}: connect(pc) failed: {_one_line(exc)}") from exc
+            is_placed = any(region.device is device for region in pc.machine.mmio.regions)
+            method = "placed(region)" if is_placed else "connect(pc)"
+            raise UsageError(f"--device {self.text}: {method} failed: {_one_line(exc)}") from exc
 
 
 def attach_devices(pc: Pc, specs: Sequence[DeviceSpec]) -> list[Any]:

@@ -8,6 +8,7 @@ sends its counts as a line of JSON each second; otherwise the access path pays n
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -31,14 +32,33 @@ class SocketDirectoryError(OSError):
 
 
 def directory() -> Path:
-    """Return the directory of the sockets, made if need be. Raises `OSError`."""
+    """Return the directory of the sockets, made if need be, without those of processes that were killed.
+
+    Raises `OSError`.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(runtime) / "iobus" if runtime else Path(tempfile.gettempdir()) / f"iobus-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()  # in a shared directory somebody else may have made it first
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise SocketDirectoryError(f"{path} is not a directory that only user {os.getuid()} can enter")
+    for left in path.glob("*.sock"):
+        if _is_dead(left):
+            left.unlink(missing_ok=True)
     return path
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether a socket's process is gone. Asked twice, for it may have a number only in another container."""
+    try:
+        os.kill(int(path.stem), 0)
+    except ProcessLookupError:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            return client.connect_ex(str(path)) == errno.ECONNREFUSED
+    except (OSError, ValueError, OverflowError):  # another user's process, or no number of one
+        pass
+    return False
 
 
 class Monitor:

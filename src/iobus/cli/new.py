@@ -131,9 +131,9 @@ def new(options: NewOptions) -> tuple[Status, str]:
         raise UsageError(f"--top {options.top}: it is for a register map, which --from names")
     given = _class_name(options.name, imported)
     path = options.output or Path(f"{_module_name(given)}.py")
-    test = path.with_name(f"test_{path.name}")
     if path.suffix != ".py" or not path.stem.isidentifier() or keyword.iskeyword(path.stem):
         raise UsageError(f"--output {path}: a test imports it, so it is called NAME.py")
+    test = path.with_name(f"test_{path.name}")
     for file in (path, test):
         if file.exists():
             raise UsageError(f"{file} exists already; remove it, or choose another name with --output")

@@ -5,7 +5,11 @@ The ground floor of `cli/`. `docs/command.md` has the table of statuses.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import traceback
+from collections.abc import Iterator
 from enum import IntEnum
 from types import TracebackType
 
@@ -44,6 +48,24 @@ class Status(IntEnum):
 
 class UsageError(IobusError):
     """Bad input: one line that names the value and what would be right."""
+
+
+class LostOutputError(IobusError):
+    """Standard output cannot be written: it says why."""
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Within, what is said of a failing file is said of standard output. Raises `LostOutputError`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as exc:
+        with contextlib.suppress(OSError):  # what is buffered can go nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise LostOutputError(describe_lost(exc)[1]) from exc
 
 
 def describe(exit: Exit, vcpu: VCPU) -> tuple[int, str]:

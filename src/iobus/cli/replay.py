@@ -16,7 +16,7 @@ from iobus.cli.outcome import Status, UsageError
 from iobus.cli.trace import read_trace_file
 from iobus.clock import SteppedClock
 from iobus.pc.pc import Pc
-from iobus.replay import replay
+from iobus.replay import ReplayError, replay
 from iobus.trace import JsonLines
 
 _TEST: Final = '''\
@@ -37,11 +37,13 @@ def test_{stem}() -> None:
 
 
 def replay_trace(trace: Path, spec: DeviceSpec, region: str | None) -> tuple[Status, str]:
-    """Replay and return the status and a sentence. Raises `UsageError`, `TraceFileError`, `ReplayError`."""
+    """Replay and return the status and a sentence. Raises `UsageError`, `DeviceError`."""
     pc = Pc(clock=SteppedClock())
     try:
         device = attach_devices(pc, [spec])[0]
         difference = replay(read_trace_file(trace), pc.machine, region_of(pc, device), name=region)
+    except ReplayError as exc:
+        raise UsageError(f"{trace}: {exc}") from exc
     finally:
         pc.machine.close()
     if difference is not None:
@@ -55,7 +57,7 @@ def region_of(pc: Pc, device: object) -> Region:
 
 
 def write_test(trace: Path, spec: DeviceSpec, region: str | None, test: Path) -> tuple[Status, str]:
-    """Write the test and its trace. Raises `UsageError`, `TraceFileError`."""
+    """Write the test and its trace. Raises `UsageError`."""
     stem = test.stem.removeprefix("test_")
     if test.suffix != ".py" or not test.stem.startswith("test_") or not stem.isidentifier():
         raise UsageError(f"--test {test}: pytest looks for files named test_NAME.py")

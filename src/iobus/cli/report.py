@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from iobus.cli.outcome import Status, UsageError
 from iobus.cli.trace import read_trace_file
-from iobus.trace import Record, TraceFileError
+from iobus.trace import Record
 
 _BUCKETS: Final = 160
 _REGIONS, _CELLS, _SLOWEST, _UNCLAIMED = 64, 96, 25, 100
@@ -24,7 +24,7 @@ _NOBODY: Final = "(unclaimed)"
 
 
 def write_report(trace: Path, output: Path) -> tuple[Status, str]:
-    """Write the report of `trace` to `output`. Raises `UsageError`, `TraceFileError`."""
+    """Write the report of `trace` to `output`. Raises `UsageError`."""
     page = html(summary(read_trace_file(trace), trace.name))
     try:
         output.write_text(page, encoding="utf-8")
@@ -61,7 +61,7 @@ class _Region:
 
 
 def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
-    """Count `records` by region, time and offset, with the slowest and the unclaimed ones."""
+    """Count `records` by region, time and offset, with the slowest and the unclaimed ones. Raises `UsageError`."""
     regions: dict[str, _Region] = {}
     slowest: list[tuple[int, int, Record]] = []
     unclaimed: Counter[tuple[str, int, str]] = Counter()
@@ -79,7 +79,7 @@ def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
         if record.region is None:
             unclaimed[record.space, record.address, "write" if record.is_write else "read"] += 1
     if not regions:
-        raise TraceFileError(f"{title} has no access: there is nothing to report")
+        raise UsageError(f"{title} has no access: there is nothing to report")
     ranked = sorted(regions.items(), key=lambda item: -len(item[1].times))[:_REGIONS]
     start = min(min(region.times) for region in regions.values())
     end = max(max(region.times) for region in regions.values())

@@ -14,7 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from iobus.cli.monitor import PERIOD_SECONDS, directory
-from iobus.cli.outcome import Status, UsageError
+from iobus.cli.outcome import Status, UsageError, printing
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `printing`, as any other failure: Rich would end the process without a word."""
+        raise
+
 
 _NOTHING: dict[str, Any] = {"time": 0, "regions": [], "interrupts": [], "unclaimed": []}
 
@@ -24,9 +31,9 @@ def top(pid: int | None) -> tuple[Status, str]:
 
     On a terminal the table is live; elsewhere it is printed once, of the first second.
     """
-    console = Console()
+    console = _Console()
     client, path = _connect(pid)
-    with client:
+    with client, printing():
         snapshots = _snapshots(client, path)
         before = next(snapshots, _NOTHING)
         if not console.is_terminal:
@@ -89,9 +96,6 @@ def _connect(pid: int | None) -> tuple[socket.socket, Path]:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             client.connect(str(path))
-        except ConnectionRefusedError:  # its process was killed
-            path.unlink(missing_ok=True)
-            client.close()
         except OSError:
             client.close()
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -50,14 +51,38 @@ def tracing(machine: Machine, where: str | None, say: Callable[[str], None]) -> 
 
 
 def read_trace_file(path: Path) -> Iterator[Record]:
-    """Yield the records of a `*.jsonl` trace. Raises `UsageError`, `TraceFileError`."""
+    """Yield the records of a `*.jsonl` trace. Raises `UsageError`.
+
+    A run that was killed, or whose disk was full, leaves the beginning of a line at the end: it is told on standard
+    error, and left out.
+    """
+    lines = _Lines(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from read_trace(iter(partial(file.readline, _LONGEST), ""), str(path))
+        yield from read_trace(lines, str(path))
     except OSError as exc:
         raise UsageError(f"trace file {path} cannot be read: {exc.strerror}") from exc
+    except TraceFileError as exc:
+        if lines.number < 2 or not lines.is_torn:
+            raise UsageError(str(exc)) from exc
+        print(f"iobus: {path}: the trace ends in the middle of its line {lines.number}", file=sys.stderr)
     except UnicodeDecodeError:
-        raise TraceFileError(f"{path} is no trace: it is no text; iobus boot --trace FILE.jsonl writes one") from None
+        raise UsageError(f"{path} is no trace: it is no text; iobus boot --trace FILE.jsonl writes one") from None
+
+
+class _Lines:
+    """The lines of a trace file, and where among them its reader is. Raises `OSError`, `UnicodeDecodeError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.number = 0
+        self.is_torn = False
+        """The line is the last and has no end."""
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open(encoding="utf-8") as file:
+            for self.number, line in enumerate(iter(partial(file.readline, _LONGEST), ""), 1):
+                self.is_torn = len(line) < _LONGEST and not line.endswith("\n")
+                yield line
 
 
 def _sink(suffix: str, file: IO[str]) -> Sink:

@@ -31,16 +31,16 @@ class Found:
 def make(name: str = "auto", irqchip: Placement | None = None) -> AnyEngine:
     """Return a new engine of one of `ENGINES`. Raises `EngineError` where it cannot be used.
 
-    `irqchip`, where the interrupt controllers are, is for KVM; see `KvmEngine`.
+    `irqchip` is where the interrupt controllers are, as of `KvmEngine`; Unicorn has them in Python, which is "user".
     """
     if name not in ENGINES:
         raise EngineError(f"there is no engine {name!r}; use {', '.join(ENGINES)}")
     if name == "kvm" or (name == "auto" and not probe.why_not_chosen()):
         return KvmEngine(irqchip or "user")
-    if irqchip is not None:
+    if irqchip not in (None, "user"):
         why = probe.why_not_chosen()
         reason = f" and KVM cannot be used here: {why}" if name == "auto" and why else ""
-        raise EngineError(f"an irqchip ({irqchip!r}) is for the engine kvm{reason}")
+        raise EngineError(f"irqchip {irqchip!r} is for the engine kvm{reason}; use 'user'")
     return UnicornEngine()
 
 

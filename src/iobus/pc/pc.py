@@ -46,7 +46,7 @@ class Pc:
 
     `console` gets what the guest writes to COM1. With `firmware`, a ROM image, the PC has a ROM, a PCI host bridge
     with shadow RAM, and starts as hardware does; without, where firmware would have left it. Raises `ValueError` for
-    a memory size or a ROM that cannot be.
+    a memory size or a ROM that cannot be, `HostMemoryError` for RAM that the host has no room for.
     """
 
     def __init__(
@@ -221,6 +221,8 @@ class Pc:
         hid = getattr(region.device, "acpi_id", "")
         if not hid:
             return None
+        if not isinstance(hid, str):
+            raise ValueError(f'hardware ID {hid!r} is no text; give one such as "ABCD0001"')
         gsis = [
             layout.TIMER_GSI if number == layout.IRQ_TIMER else number
             for number, pin in enumerate(self.pins)
