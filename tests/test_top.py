@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_rig import ECHO, Files, iobus, say, terminal
+from cli_rig import ECHO, IOBUS, Files, iobus, say, terminal
 from rich.console import Console
 
 from iobus.cli.monitor import Monitor, counting, directory
@@ -106,6 +107,25 @@ def test_a_running_guest_is_found_and_shown(files: Files) -> None:
             assert top.end() == 0
             assert b"has ended" in top.shown
     assert list(directory().iterdir()) == []
+
+
+def test_how_it_is_left(files: Files) -> None:
+    """Ctrl-C leaves it with 130 and the guest runs on; output that cannot be written is one line and status 1."""
+    with terminal("boot", "--kernel", files.kernel(say("ready") + ECHO)) as guest:
+        guest.wait_for(b"ready")
+        with terminal("top") as top:
+            top.wait_for(b"uart")
+            top.process.send_signal(signal.SIGINT)
+            assert top.end() == 130
+            assert b"Traceback" not in top.shown
+        with open("/dev/full", "wb") as full:  # noqa: PTH123 as the shell has it
+            done = subprocess.run([*IOBUS, "top"], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (
+            1,
+            b"iobus: standard output cannot be written: No space left on device\n",
+        )
+        guest.type(b"q")
+        assert guest.end() == 0
 
 
 def test_no_guest_and_several_guests_are_told() -> None:

@@ -120,9 +120,7 @@ class Screen:
         try:
             from PIL import Image
         except ImportError:
-            raise PictureError(
-                "a picture of the screen needs the package Pillow: pip install 'iobus[display]'"
-            ) from None
+            raise PictureError("a picture of the screen needs the package Pillow: pip install pillow") from None
         width, height = self.cell
         image = Image.frombytes("P", (self.columns * width, self.rows * height), self._pixels())
         image.putpalette([part for colour in self.palette for part in colour])

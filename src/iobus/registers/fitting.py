@@ -233,7 +233,7 @@ def needs(package: str, what: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except ModuleNotFoundError as exc:
-        raise MapError(f"{what} needs {package}, which is not installed: pip install 'iobus[maps]'") from exc
+        raise MapError(f"{what} needs {package}, which is not installed: pip install {package}") from exc
 
 
 def chosen(where: str, what: str, names: Sequence[str], top: str | None) -> str:

@@ -1,6 +1,6 @@
 """IP-XACT in: `from_ipxact` makes a device class of a component's memory map, at run time.
 
-Beside `systemrdl.py` and `svd.py`, on `fitting.py`. The file is read by `ipyxact` (`pip install iobus[maps]`), which
+Beside `systemrdl.py` and `svd.py`, on `fitting.py`. The file is read by `ipyxact` (the extra `maps`), which
 knows the versions 1.4 and 1.5 of SPIRIT, IEEE 1685-2009 and 1685-2014; here its objects become a `RegisterMap`. What
 it does not read (register files in register files, banks, remapping, arrays with more than one index) is looked for
 in the XML, and said.

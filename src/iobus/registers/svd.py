@@ -1,6 +1,6 @@
 """CMSIS-SVD in: `from_svd` makes a device class of a peripheral of a vendor's file, at run time.
 
-Beside `systemrdl.py` and `ipxact.py`, on `fitting.py`. The file is read by `svd2py` (`pip install iobus[maps]`), which
+Beside `systemrdl.py` and `ipxact.py`, on `fitting.py`. The file is read by `svd2py` (the extra `maps`), which
 resolves derivedFrom; here its plain data becomes a `RegisterMap`. The format is that of the CMSIS-SVD specification,
 https://open-cmsis-pack.github.io/svd-spec/.
 """

@@ -1,7 +1,7 @@
 """SystemRDL 2.0 in: `from_systemrdl` makes a device class of a register description, at run time.
 
-Beside `svd.py` and `ipxact.py`, on `fitting.py`. The files are read by `systemrdl-compiler` (`pip install
-iobus[maps]`); here its elaborated tree becomes a `RegisterMap`. What software sees is taken over: sw, onread, onwrite,
+Beside `svd.py` and `ipxact.py`, on `fitting.py`. The files are read by `systemrdl-compiler` (the extra
+`maps`); here its elaborated tree becomes a `RegisterMap`. What software sees is taken over: sw, onread, onwrite,
 singlepulse, reset, encode, arrays, regfiles, addrmaps. What hardware does (hw, counter, intr, we, ...) is what one
 writes in Python. `systemrdl_export.py` is the way back.
 """
