@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from iobus.bus import Device
+from iobus.bus import Device, Region
 from iobus.cli import main
 from iobus.clock import SteppedClock
 from iobus.machine import Machine
@@ -183,3 +183,109 @@ def test_a_replay_needs_a_clock_that_stands_still() -> None:
     """With real time the answers would depend on the host's speed."""
     with Machine() as machine, pytest.raises(ReplayError, match="SteppedClock"):
         replay([], machine, machine.mmio.attach(Device(), 0, 16))
+
+
+@pytest.fixture
+def two(files: Path) -> Path:
+    """The directory with `two.jsonl`: a guest used two counters, at 0xd0000000 from 1 and at 0xd0001000 from 2."""
+    space: dict[str, Any] = {}
+    exec(COUNTER, space)
+    machine = Machine(clock=SteppedClock())
+    bases = {0xD0000000: 1, 0xD0001000: 2}
+    for base in bases:
+        machine.mmio.attach(space["Counter"](), base)
+    with (files / "two.jsonl").open("w") as file, Tracer(machine, JsonLines(file)):
+        path = machine.vcpus[0].mmio_path
+        for base, value in bases.items():
+            path.write(base, 4, value)
+        assert [path.read(base, 4) for base in bases] == [2, 3]
+    return files
+
+
+@pytest.mark.parametrize("base", ["0xd0000000", "0xd0001000"])
+def test_one_of_two_devices_of_a_class_is_told_by_its_base(two: Path, base: str) -> None:
+    """Each alone answers as before; the one that the trace has not at a base is not found there."""
+    device = ("--device", spec(two))
+    assert run("replay", two / "two.jsonl", *device, "--region", f"Counter@{base}") == 0
+    test = two / "test_one.py"
+    assert run("replay", two / "two.jsonl", *device, "--region", f"Counter@{base}", "--test", test) == 0
+    assert len((two / "test_one.jsonl").read_text().splitlines()) == 1 + 2
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    assert subprocess.run(pytest_, cwd=two, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--test", "{two}/test_both.py")])
+def test_which_of_two_devices_is_asked_for(
+    two: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    """Without a choice nothing is compared, and nothing is written: one line has what there is to choose from."""
+    arguments = [argument.format(two=two) for argument in more]
+    assert run("replay", two / "two.jsonl", "--device", spec(two), *arguments) != 0
+    assert capsys.readouterr().err == (
+        f"iobus: {two}/two.jsonl: the trace has Counter@0xd0000000, Counter@0xd0001000: several devices, or one that "
+        "moved; choose 'Counter@0xd0000000', say, or 'Counter' for all; --region names it\n"
+    )
+    assert not (two / "test_both.py").exists()
+
+
+def test_a_base_where_nobody_was_is_told_with_those_where_somebody_was(
+    two: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wrong base gets the right ones."""
+    assert run("replay", two / "two.jsonl", "--device", spec(two), "--region", "Counter@0x1000") != 0
+    assert "'Counter@0x1000'; it has accesses of 'Counter@0xd0000000', 'Counter@0xd0001000'" in capsys.readouterr().err
+
+
+def test_it_is_asked_for_also_when_the_first_one_differs(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A difference of a device that was not chosen is not told as if it were."""
+    lines = (two / "two.jsonl").read_text().splitlines(keepends=True)
+    (two / "two.jsonl").write_text("".join(lines[i] for i in (0, 1, 3, 2, 4)))  # the first one's come first
+    assert run("replay", two / "two.jsonl", "--device", spec(two, ",step=3")) != 0
+    assert "several devices, or one that moved" in capsys.readouterr().err
+
+
+class Mover(Device):
+    """A write moves it; it reads as the number of moves."""
+
+    length = 0x100
+
+    def __init__(self) -> None:
+        self.moves = 0
+
+    def placed(self, region: Region) -> None:
+        self.region = region
+
+    def read(self, offset: int, size: int) -> int:
+        return self.moves
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.moves += 1
+        self.region.move(value)
+
+
+def test_a_region_that_moved_is_one_by_its_name() -> None:
+    """Its name alone is all of it, wherever it was, and its base a part; without either it is asked for."""
+    recorded: list[Record] = []
+
+    def machine() -> tuple[Machine, Region]:
+        made, device = Machine(clock=SteppedClock()), Mover()
+        device.placed(made.mmio.attach(device, 0x1000))
+        return made, device.region
+
+    with Tracer((first := machine()[0]), recorded.append):
+        path = first.vcpus[0].mmio_path
+        path.write(0x1000, 4, 0x3000)
+        assert path.read(0x3000, 4) == 1
+        path.write(0x3000, 4, 0x5000)
+        assert path.read(0x5004, 4) == 2
+    assert replay(recorded, *machine(), name="Mover") is None
+    assert replay(recorded[:2], *machine(), name="Mover@0x3000") is not None  # it was not moved there
+    with pytest.raises(ReplayError, match="has Mover@0x1000, Mover@0x3000, Mover@0x5000: several devices, or one that"):
+        replay(recorded, *machine())
+
+
+def test_a_name_may_have_an_at_sign() -> None:
+    """A region that is called so is found by all of its name."""
+    machine = Machine(clock=SteppedClock())
+    record = Record(0, 0, "mmio", 4, 4, True, 7, "uart@3f8", "Device", 4, (), 0, 0)
+    assert replay([record], machine, machine.mmio.attach(Device(), 0, 16), name="uart@3f8") is None

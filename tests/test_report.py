@@ -32,7 +32,7 @@ def record(number: int, **changed: Any) -> Record:
         0,
         100,
     )
-    return plain._replace(**changed)
+    return plain._replace(**{"address": plain.address + changed.get("offset", 0), **changed})
 
 
 RUN = [
@@ -55,6 +55,18 @@ def test_the_numbers_are_those_of_the_trace() -> None:
     assert sum(count for region in data["regions"] for *_, count in region["cells"]) == len(RUN)
     assert data["slowest"][0]["taken"] == 5_000
     assert data["unclaimed"] == [["mmio", "0xe0000000", "read", 2]]
+
+
+def test_two_devices_of_a_name_are_told_apart() -> None:
+    """By their base, and only where a name has several; an offset does not make another device."""
+    other = [record(number, address=0xD0001004, offset=4, taken=9_000) for number in range(7)]
+    same = [record(number, address=0xD0000008, offset=8) for number in range(5)]
+    port = [record(number, space="pio", address=0x300, region="port") for number in range(3)]
+    data = summary([*RUN, *other, *same, *port], "run.jsonl")
+    reads = {region["name"]: region["reads"] for region in data["regions"]}
+    assert reads["dev @ 0xd0000000"] == 105 and reads["dev @ 0xd0001000"] == 7
+    assert reads["port"] == 3 and reads["(unclaimed)"] == 2 and "dev" not in reads
+    assert data["slowest"][0]["region"] == "dev @ 0xd0001000"
 
 
 def test_a_trace_however_long_makes_a_page_of_bounded_size() -> None:

@@ -35,6 +35,8 @@ class Access(NamedTuple):
     """The host's time at its start, in ns of `time.perf_counter_ns`."""
     taken: int
     """How long the device, or the caller, took, in ns."""
+    offset: int
+    """From where the region was when it was asked, which its own access may move; 0 where nobody claimed it."""
 
 
 class UnderWay(NamedTuple):
@@ -162,10 +164,11 @@ class AccessPath:
     def _ask_observed(self, address: int, size: int, value: int | None, after: Claim | None) -> Any:
         """As `ask`, the slow way, remembering nothing, so that each access comes here."""
         region: Region | None = None
+        offset = 0
 
         def before(asked: Region) -> None:
-            nonlocal region
-            region = asked
+            nonlocal region, offset
+            region, offset = asked, address - asked.base
             self.under_way = UnderWay(asked, address, size, value, get_ident(), start)
 
         own = self.own
@@ -181,7 +184,7 @@ class AccessPath:
             finally:
                 self.under_way = None
             if result is not NotImplemented:
-                self._tell(region, address, size, value, result, start)
+                self._tell(region, offset, address, size, value, result, start)
         return result
 
     def _complete(self, address: int, size: int, value: int | None) -> int:
@@ -190,12 +193,14 @@ class AccessPath:
         result = self._unclaimed(address, size, value)
         if self._observers:
             with self._lock:
-                self._tell(None, address, size, value, result, start)
+                self._tell(None, 0, address, size, value, result, start)
         return result
 
-    def _tell(self, region: Region | None, address: int, size: int, written: int | None, read: int, start: int) -> None:
+    def _tell(
+        self, region: Region | None, offset: int, address: int, size: int, written: int | None, read: int, start: int
+    ) -> None:
         value, taken = read if written is None else written, perf_counter_ns() - start
-        access = Access(region, address, size, written is not None, value, start, taken)
+        access = Access(region, address, size, written is not None, value, start, taken, offset)
         for observer in self._observers:
             observer(access)
 

@@ -69,6 +69,11 @@ class Record(NamedTuple):
     taken: int
     """How long the device, or the caller that answered, took, in ns of the host."""
 
+    @property
+    def base(self) -> int:
+        """Where the region was at the access: with name and space, what tells it from others of its name."""
+        return self.address - self.offset
+
     def __str__(self) -> str:
         """The line of `--trace`: time in s, r or w, bus, address, size, value, region, registers."""
         verb, value = "w" if self.is_write else "r", f"{self.value:#0{2 + 2 * self.size}x}"
@@ -113,12 +118,11 @@ class Tracer:
         clock, sink = self._machine.clock, self._sink
 
         def observe(access: Access) -> None:
-            region, address, size, is_write, value, _, taken = access
+            region, address, size, is_write, value, _, taken, offset = access
             name = device = None
-            offset = 0
             registers: tuple[Touched, ...] = ()
             if region is not None:
-                name, device, offset = region.name, type(region.device).__name__, address - region.base
+                name, device = region.name, type(region.device).__name__
                 registers = touched(region.device, offset, size, value, is_write)
             rip = vcpu.executor.rip()
             sink(Record(

@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(run=_replay)
     replay.add_argument("trace", metavar="TRACE.jsonl", type=Path, help="what iobus boot --trace TRACE.jsonl wrote")
     replay.add_argument("--device", metavar="SPEC", required=True, help=f"the device: {FORM}")
-    replay.add_argument("--region", metavar="NAME", help="the device's name in the trace (default: its name now)")
+    replay.add_argument("--region", metavar="NAME[@BASE]", help="the device in the trace (default: by its name now)")
     replay.add_argument("--test", metavar="FILE", type=Path, help="write a test for pytest that replays, instead")
 
     top = commands.add_parser(

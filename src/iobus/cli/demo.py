@@ -100,7 +100,7 @@ def demo() -> tuple[int, str]:
                 return
             counts[access.region] += 1
             if access.region.device is device:
-                register = _REGISTERS.get(access.address - access.region.base, "-")
+                register = _REGISTERS.get(access.offset, "-")
                 how = f"writes {register:7} <-" if access.is_write else f"reads  {register:7} ->"
                 where = f"({access.size} bytes at {access.address:#x})"
                 screen.mark(f"{machine.clock.now() / 1e9:.3f} s  the guest {how} {access.value:#010x}  {where}")

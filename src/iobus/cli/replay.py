@@ -16,7 +16,7 @@ from iobus.cli.outcome import Status, UsageError
 from iobus.cli.trace import read_trace_file
 from iobus.clock import SteppedClock
 from iobus.pc.pc import Pc
-from iobus.replay import ReplayError, replay
+from iobus.replay import ReplayError, Wanted, replay
 from iobus.trace import JsonLines
 
 _TEST: Final = '''\
@@ -43,7 +43,7 @@ def replay_trace(trace: Path, spec: DeviceSpec, region: str | None) -> tuple[Sta
         device = attach_devices(pc, [spec])[0]
         difference = replay(read_trace_file(trace), pc.machine, region_of(pc, device), name=region)
     except ReplayError as exc:
-        raise UsageError(f"{trace}: {exc}") from exc
+        raise UsageError(f"{trace}: {exc}; --region names it") from exc
     finally:
         pc.machine.close()
     if difference is not None:
@@ -70,9 +70,12 @@ def write_test(trace: Path, spec: DeviceSpec, region: str | None, test: Path) ->
         name = region or region_of(pc, attach_devices(pc, [spec])[0]).name
     finally:
         pc.machine.close()
-    records = [record for record in read_trace_file(trace) if record.region == name]
-    if not records:
-        raise UsageError(f"{trace} has no access of region {name!r}; name another with --region")
+    wanted = Wanted(name, one=region is None)
+    records = [record for record in read_trace_file(trace) if wanted.takes(record)]
+    try:
+        wanted.check()
+    except ReplayError as exc:
+        raise UsageError(f"{trace}: {exc}; --region names it") from None
     more = "" if spec.length is None else f", length={spec.length:#x}"
     more += f", options={spec.options!r}" if spec.options else ""
     more += "" if region is None else f", region={region!r}"

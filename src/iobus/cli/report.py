@@ -21,6 +21,7 @@ from iobus.trace import Record
 _BUCKETS: Final = 160
 _REGIONS, _CELLS, _SLOWEST, _UNCLAIMED = 64, 96, 25, 100
 _NOBODY: Final = "(unclaimed)"
+_Key = tuple[str, str, int]  # a region's name, space and base
 
 
 def write_report(trace: Path, output: Path) -> tuple[Status, str]:
@@ -42,7 +43,7 @@ def html(data: dict[str, Any]) -> str:
 
 
 class _Region:
-    """What is counted for one region."""
+    """What is counted for one region at one base: several may have a name."""
 
     def __init__(self, record: Record) -> None:
         self.device, self.space = record.device or "", record.space
@@ -62,16 +63,16 @@ class _Region:
 
 def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
     """Count `records` by region, time and offset, with the slowest and the unclaimed ones. Raises `UsageError`."""
-    regions: dict[str, _Region] = {}
+    regions: dict[_Key, _Region] = {}
     slowest: list[tuple[int, int, Record]] = []
     unclaimed: Counter[tuple[str, int, str]] = Counter()
     vcpus, count = set(), 0
     for record in records:
         count += 1
-        name = _NOBODY if record.region is None else record.region
-        if name not in regions:
-            regions[name] = _Region(record)
-        regions[name].add(record)
+        key = _key(record)
+        if key not in regions:
+            regions[key] = _Region(record)
+        regions[key].add(record)
         vcpus.add(record.vcpu)
         heapq.heappush(slowest, (record.taken, -count, record))
         if len(slowest) > _SLOWEST:
@@ -80,6 +81,11 @@ def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
             unclaimed[record.space, record.address, "write" if record.is_write else "read"] += 1
     if not regions:
         raise UsageError(f"{title} has no access: there is nothing to report")
+    names = Counter(name for name, _, _ in regions)
+
+    def label(key: _Key) -> str:
+        return key[0] if names[key[0]] == 1 else f"{key[0]} @ {key[2]:#x}"
+
     ranked = sorted(regions.items(), key=lambda item: -len(item[1].times))[:_REGIONS]
     start = min(min(region.times) for region in regions.values())
     end = max(max(region.times) for region in regions.values())
@@ -89,25 +95,29 @@ def summary(records: Iterable[Record], title: str) -> dict[str, Any]:
         "buckets": _BUCKETS,
         "regions": [
             {
-                "name": name, "device": region.device, "space": region.space, "reads": region.reads,
+                "name": label(key), "device": region.device, "space": region.space, "reads": region.reads,
                 "writes": region.writes, "taken": region.taken, "most": region.most,
                 "times": _histogram(region.times, start, step),
                 "cells": [[hex(offset), names, n] for (offset, names), n in region.cells.most_common(_CELLS)],
             }
-            for name, region in ranked
+            for key, region in ranked
         ],
-        "slowest": [_plain(record) for _, _, record in sorted(slowest, reverse=True)],
+        "slowest": [_plain(record, label(_key(record))) for _, _, record in sorted(slowest, reverse=True)],
         "unclaimed": [
             [space, hex(address), verb, n] for (space, address, verb), n in unclaimed.most_common(_UNCLAIMED)
         ],
     }  # fmt: skip
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def _key(record: Record) -> _Key:
+    return (_NOBODY, "", 0) if record.region is None else (record.region, record.space, record.base)
+
+
+def _plain(record: Record, region: str) -> dict[str, Any]:
     """An access as the page's table has it."""
     return {
         "time": record.time, "vcpu": record.vcpu, "verb": "write" if record.is_write else "read", "size": record.size,
-        "region": record.region or _NOBODY, "address": hex(record.address), "value": hex(record.value),
+        "region": region, "address": hex(record.address), "value": hex(record.value),
         "registers": " ".join(register.text for register in record.registers), "taken": record.taken,
     }  # fmt: skip
 

@@ -110,11 +110,11 @@ class History:
 
 
 def _record(seen: _Seen) -> Record:
-    region, address, size, is_write, value, _, taken = seen.access
+    region, address, size, is_write, value, _, taken, offset = seen.access
     name = device = None
-    offset, registers = 0, tuple[Touched, ...]()
+    registers = tuple[Touched, ...]()
     if region is not None:
-        name, device, offset = region.name, type(region.device).__name__, address - region.base
+        name, device = region.name, type(region.device).__name__
         registers = touched(region.device, offset, size, value, is_write)
     return Record(
         seen.time, seen.vcpu, seen.space, address, size, is_write, value, name, device, offset, registers,

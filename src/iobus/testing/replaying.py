@@ -25,8 +25,8 @@ def replay_device(
     """Replay a `*.jsonl` trace on a new device of a file, on a PC without a CPU; return the first difference.
 
     `address`, `length` in bytes and `options` are those of `iobus boot --device`; `region` is the device's name
-    in the trace where it differs. Raises what is wrong with the files as `IobusError`, `DeviceError` when the
-    device raises.
+    in the trace where it differs, or `NAME@BASE` where several have it. Raises what is wrong with the files as
+    `IobusError`, `DeviceError` when the device raises.
     """
     spec = DeviceSpec(str(device_file), Path(device_file), class_name, address, length, dict(options or {}))
     pc = Pc(clock=SteppedClock())
