@@ -12,6 +12,7 @@ LEAVING = """
 import threading
 import pytest
 from iobus.bus import Device
+from iobus.testing import GuestError
 from iobus.testing.watchdog import DeviceHungError
 
 AT = 0xD0000000
@@ -94,8 +95,13 @@ def test_has_a_newer_guest(guest, boots):
     with pytest.raises(DeviceHungError, match=r"0xd000000c: no answer .* in wait; nothing ends it there"):
         guest.run(f"devmem {AT + 12:#x} 32")
 
-def test_has_the_newest_guest(guest, boots):
+def test_expects_a_panic(guest, boots):
     assert boots() == 4
+    with guest.kernel_error("Kernel panic.*sysrq triggered crash"):
+        guest.run("echo c >/proc/sysrq-trigger")
+        pytest.fail("it goes on behind the panic")
+    with pytest.raises(GuestError, match="^the guest is no more: its kernel panicked$"):
+        guest.run("true")
 """
 
 
@@ -113,7 +119,7 @@ def test_what_tests_leave(pytester: pytest.Pytester) -> None:
             "* r vcpu0 mmio 0xd0000004 4 0x00000005 Loud",
             "*- iobus: the guest's console -*",
             "*WARNING: CPU: 0 PID: 1 at the test",
-            "E *KernelError: the guest is no more: its kernel panicked:",
+            "E *PanicError: the guest is no more: its kernel panicked:",
             "E *Kernel panic - not syncing: sysrq triggered crash",
             "*GuestWarning: the next test with a guest boots a new one, for after test_it.py::test_keeps_a_module: "
             "test_it.py::test_keeps_a_module left the module loop, which does not unload",

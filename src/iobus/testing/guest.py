@@ -65,6 +65,10 @@ class KernelError(GuestError):
     """The guest's kernel complained: an oops, a warning, a panic. Its text is in the message."""
 
 
+class PanicError(KernelError):
+    """The guest's kernel panicked, so there is no guest any more. `Guest.kernel_error` may expect it."""
+
+
 class Result(NamedTuple):
     """How a command in the guest ended."""
 
@@ -328,12 +332,14 @@ class Guest:
     def kernel_error(self, match: str = "") -> Iterator[None]:
         """Expect a complaint of the kernel, in which the regular expression `match` is found, by the end of the block.
 
-        Raises `KernelError` when there is another, or none. Whatever a device or a command raises meanwhile because of
-        it, such as `GuestTimeoutError`, is the test's to handle.
+        Raises `KernelError` when there is another, or none. A panic ends the block, and with it the guest: what comes
+        behind the line that led to it is not done. Whatever a device or a command raises meanwhile because of another
+        complaint, such as `GuestTimeoutError`, is the test's to handle.
         """
         self.check()
         start = len(self._console)
-        yield
+        with contextlib.suppress(PanicError):
+            yield
         found = complaints(self._text(start))
         self._forgiven = len(self._console)
         self.expected = True
@@ -470,7 +476,7 @@ class Guest:
         self.give_up(what)
         if "panicked" in what:
             self._forgiven = len(self._console)
-            raise KernelError(f"the guest is no more: {what}:\n" + "\n\n".join(complaints(self.log)))
+            raise PanicError(f"the guest is no more: {what}:\n" + "\n\n".join(complaints(self.log)))
         raise GuestError(f"the guest is no more: {what}")
 
     def _must_live(self) -> None:
