@@ -68,6 +68,31 @@ def test_cr8_and_the_lapics_tpr_are_one_register() -> None:
         assert lapic.state.tpr == 0x20
 
 
+@pytest.mark.parametrize(
+    "store",
+    [
+        "89 83 80 00 00 00     ; mov [rbx + 0x80], eax",
+        "48 89 83 80 00 00 00  ; mov [rbx + 0x80], rax",
+        "0f 11 83 80 00 00 00  ; movups [rbx + 0x80], xmm0",
+    ],
+    ids=["4", "8", "16"],
+)
+def test_a_store_of_any_width_to_the_tpr_is_cr8(store: str) -> None:
+    """However wide it is, the CPU goes on with what it left in the LAPIC's TPR."""
+    program = code64(f"""
+        0f 10 07     ; movups xmm0, [rdi]
+        {store}
+        44 0f 20 c1  ; mov rcx, cr8
+        f4           ; hlt
+    """)
+    with Guest(program) as guest:
+        lapic = with_lapic(guest)
+        guest.set(rax=0x45, rbx=0xFEE00000)
+        guest.memory.store(DATA, 8, 0x45)
+        registers = guest.finish()
+        assert (lapic.state.tpr, registers.rcx) == (0x45, 4)
+
+
 @needs_hardware
 def test_lowering_cr8_lets_a_waiting_interrupt_in() -> None:
     """A vector of class 5 waits under CR8 = 7 with interrupts on, and comes when CR8 becomes 4 (SDM 11.8.3.1)."""

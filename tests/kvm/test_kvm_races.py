@@ -98,6 +98,29 @@ def test_a_lapic_write_from_before_an_init() -> None:
         assert guest.lapics[1].state.tpr == 0
 
 
+def test_an_init_while_a_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run first makes CR8 what the LAPIC's TPR is: an INIT comes before that or after it, and both are 0 then."""
+    with SmpGuest(SPINS, cpus=2) as guest, ThreadPoolExecutor(1) as pool:
+        lapic, cpu = guest.lapics[1], guest.vcpus[1].executor
+        lapic.write_cr8(15)
+        real, sent = cpu.set_cr8, []  # type: ignore[attr-defined]
+
+        def send() -> None:
+            with guest.machine.lock:
+                lapic.accept(init(1))
+
+        def and_init(value: int) -> None:
+            if not sent:
+                assert value == 15
+                sent.append(pool.submit(send))
+                until(lambda: sent[0].done() or guest.machine.lock.waiting)
+            real(value)
+
+        monkeypatch.setattr(cpu, "set_cr8", and_init)
+        assert guest.vcpus[1].run() == HltExit()
+        assert (lapic.state.tpr, cpu.cr8) == (0, 0)  # type: ignore[attr-defined]
+
+
 def test_an_nmi_from_before_an_init() -> None:
     """An NMI that comes to a CPU that waits for start-up is dropped by the next INIT (SDM 9.4, 11.4.7)."""
     with SmpGuest(SPINS, cpus=2) as guest:

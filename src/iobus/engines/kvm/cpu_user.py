@@ -110,11 +110,10 @@ class UserCpu(KvmCpu):
         controller = self.vcpu.controller
         if controller is None:
             return
-        with self.vcpu.machine.lock:
-            cr8 = controller.read_cr8()
+        with self.vcpu.machine.lock:  # for all: an INIT from elsewhere, which sets them too, is not to come in between
+            self.set_cr8(controller.read_cr8())
             base = controller.read_msr(cpustate.IA32_APIC_BASE) or 0
-        self.set_cr8(cr8)
-        self.set_apic_base(base)
+            self.set_apic_base(base)
         self.apic_page = base >> 12 if base & _APIC_ENABLED else -1
 
     def _start(self) -> bool:

@@ -43,13 +43,24 @@ class Ram:
         return not self.stale and self._seen == (memory.slots, memory.readonly)
 
     def sync(self) -> None:
-        """Give the guest the memory that the machine has now. No vCPU may be in guest code, one thread call this."""
-        self.stale = False
+        """Give the guest the memory that the machine has now. No vCPU may be in guest code, one thread call this.
+
+        Raises `EngineError` where the kernel refuses a piece; it is due again then.
+        """
+        self.stale = False  # first: what changes from here on sets it again
         memory = self._machine.memory
         self._seen = memory.slots, memory.readonly
+        try:
+            self._set_all()
+        except BaseException:
+            self.stale = True
+            raise
+
+    def _set_all(self) -> None:
         wanted = set(self._pieces())
         for piece in self._mapped.keys() - wanted:
-            self._set(piece, self._mapped.pop(piece), 0)
+            self._set(piece, self._mapped[piece], 0)
+            del self._mapped[piece]
         free = [number for number in range(len(wanted)) if number not in self._mapped.values()]
         for number, piece in zip(free, sorted(wanted - self._mapped.keys()), strict=False):
             self._set(piece, number, piece.size)
