@@ -175,6 +175,62 @@ def test_what_is_not_taken_over_is_said_with_its_path() -> None:
     )
 
 
+WORDS = "oneToClear, oneToSet, oneToToggle, zeroToClear, zeroToSet, zeroToToggle, clear, set, modify"
+STATUS = "<name>SR</name><addressOffset>0x4</addressOffset>"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "note"),
+    [
+        ("oneToClear", "oneToNothing", f"SR: modifiedWriteValue 'oneToNothing' is none of {WORDS}; left out"),
+        (
+            "<readAction>clear",
+            "<readAction>ask",
+            "SR.COUNT: readAction 'ask' is none of clear, set, modify, modifyExternal; left out",
+        ),
+        (">16</size>", ">wide</size>", "CCR[%s]: size is 'wide', which is no number; left out"),
+        ("<resetValue>0xF", "<resetValue>0x1F", "CNT: resetValue 0x1ffffffff does not fit in 32 bits; cut"),
+        (STATUS, "<name>SR</name>", "SR: it has no addressOffset; left out"),
+        (STATUS, STATUS.replace("0x4", "zz"), "SR: addressOffset is 'zz', which is no number; left out"),
+        ("<msb>2</msb>", "", "CR.MODE: it has no msb; left out"),
+        ("<lsb>1</lsb>", "<lsb>l</lsb>", "CR.MODE: lsb is 'l', which is no number; left out"),
+        ("<lsb>1</lsb><msb>2</msb>", "", "CR.MODE: it has no bitOffset; left out"),
+        ("[0:0]", "0:0", "CR.EN: bitRange '0:0' is not of the form [msb:lsb]; left out"),
+        ("<name>DONE</name>", "", "SR: the field at bit 0 has no name; it is called _"),
+        (
+            "<dimIncrement>0x20</dimIncrement><name>DMA",
+            "<name>DMA",
+            "DMA[%s]: it has no dimIncrement; left out",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_the_file_is_said_where_it_is(wrong: str, right: str, note: str) -> None:
+    """One line for a bad or missing number, an unknown word or a missing name; no overlap that is not in the file."""
+    assert wrong in VENDOR
+    before = set(read_svd(VENDOR, "TIMER0").notes)
+    said = [line for line in read_svd(VENDOR.replace(wrong, right, 1), "TIMER0").notes if line not in before]
+    assert said[0] == f"<text>: TIMER0.{note}"
+    assert not [line for line in said[1:] if "CNT2" not in line]  # which is derived from CNT
+
+
+def test_what_holds_for_a_peripheral_from_elsewhere_is_said_too() -> None:
+    """A number of the device that is none, and one of the peripheral that this one is derived from."""
+    text = VENDOR.replace("<size>0x20</size>", "<size>wide</size>")
+    notes = read_svd(text, "TIMER1").notes
+    assert notes[:2] == (
+        "<text>: <device>: size is 'wide', which is no number; left out",
+        "<text>: TIMER0.CR: resetValue is '0x0000_0000', which is no number; left out",
+    )
+
+
+def test_a_wider_reset_value_that_is_inherited_is_cut_in_silence() -> None:
+    """The device says all ones for every register, whatever its width: that is no mistake of a narrower one."""
+    text = VENDOR.replace("<resetValue>0x00000000", "<resetValue>0xFFFFFFFF")
+    read = read_svd(text, "TIMER0")
+    assert register(read.map, "CCR").reset == 0xFFFF
+    assert not [line for line in read.notes if "does not fit" in line]
+
+
 def test_a_file_without_spaces_between_elements_is_the_same(timer: RegisterMap) -> None:
     """Minified files exist."""
     minified = "".join(line.strip() for line in VENDOR.splitlines())
@@ -190,7 +246,7 @@ def test_a_file_without_spaces_between_elements_is_the_same(timer: RegisterMap) 
         ("<html>\n</html>", None, r"^<text>: no CMSIS-SVD file: its outermost element is <html>, not <device>$"),
         (VENDOR.replace('derivedFrom="CNT"', 'derivedFrom="XYZ"'), "TIMER0", r"^<text>: .*'XYZ'"),
         (VENDOR.replace("<addressUnitBits>8", "<addressUnitBits>16"), "TIMER0", "addressUnitBits is 16"),
-        ("<device>\n<name>X</name></device>", None, r"^<text>: say which peripheral is meant with top=; it has none$"),
+        ("<device>\n<name>X</name></device>", None, r"^<text>: there is no peripheral in it$"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(text: str, top: str | None, said: str) -> None:

@@ -76,6 +76,7 @@ class Fitter:
         values: Iterable[ValueEntry] = (),
     ) -> FieldEntry:  # fmt: skip
         """Return the field, with those of its named values that it can have."""
+        self._named(where, name, f"the field at bit {lsb}")
         kept: list[ValueEntry] = []
         for value in values:
             if not 0 <= value.value < 1 << max(width, 0):
@@ -92,6 +93,7 @@ class Fitter:
         rest: Access = RES0, doc: str = "", array: Dimension | None = None,
     ) -> RegisterEntry | None:  # fmt: skip
         """Return the register with those of `fields` (each with its place) that fit, or None for one that cannot be."""
+        self._named(where, name, f"the register at offset {offset:#x}")
         if width not in WIDTHS:
             self.note(where, f"it is {width} bits wide, and registers are 8, 16, 32 or 64; left out")
             return None
@@ -110,6 +112,7 @@ class Fitter:
         array: Dimension | None = None,
     ) -> GroupEntry | None:  # fmt: skip
         """Return the group with those of `members` (each with its place) that fit, or None for one without any."""
+        self._named(where, name, f"the group at offset {offset:#x}")
         kept = self._members(members)
         if not kept:
             return None
@@ -129,6 +132,10 @@ class Fitter:
         bank = RegisterMap(map_name(name), kept, length, unmapped, clean(doc))
         check(bank)
         return Imported(bank, tuple(self.notes))
+
+    def _named(self, where: str, name: str, what: str) -> None:
+        if not re.search(r"\w", name):
+            self.note(where.removesuffix("."), f"{what} has no name; it is called {map_name(name)}")
 
     def _fields(self, fields: Sequence[tuple[str, FieldEntry]], width: int) -> list[FieldEntry]:
         kept: list[FieldEntry] = []
@@ -238,7 +245,9 @@ def needs(package: str, what: str, load: Callable[[], T]) -> T:
 
 def chosen(where: str, what: str, names: Sequence[str], top: str | None) -> str:
     """Return which of `names` is meant: `top`, or the only one. Raises `MapError`, which lists them."""
-    listed = ", ".join(names) or "none"
+    if not names:
+        raise MapError(f"{where}: there is no {what} in it")
+    listed = ", ".join(names)
     if top is not None:
         if top not in names:
             raise MapError(f"{where}: there is no {what} {top!r}; it has {listed}")

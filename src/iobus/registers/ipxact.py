@@ -21,6 +21,12 @@ from iobus.registers.runtime import BuiltBank, build
 from iobus.registers.svd import access_kind, parse_xml
 
 _ROOTS: Final = ("http://www.spiritconsortium.org/XMLSchema/SPIRIT/", "http://www.accellera.org/XMLSchema/IPXACT/")
+_PLACES: Final = {
+    "register": ("addressOffset",),
+    "registerFile": ("addressOffset",),
+    "field": ("bitOffset", "bitWidth"),
+}
+"""What an element cannot be placed without."""
 _UNREAD: Final = {
     "bank": "a bank of address blocks is not read",
     "memoryRemap": "what is mapped in other modes is not read",
@@ -57,11 +63,13 @@ class _Reader:
 
     def bank(self, name: str, text: bytes, top: str | None) -> Imported:
         root = parse_xml(name, text)
-        component = self._component(root, text)
+        component = self._component(root)
         maps = {item.name: item for item in getattr(component.memoryMaps, "memoryMap", ())}
         map_name, _, block_name = (top or "").partition(".")
         map_name = chosen(name, "memory map", list(maps), map_name or None)
         memory_map = maps[map_name]
+        own = f"{name}: {map_name}"
+        self._fit.notes[:] = [note for note in self._fit.notes if note.startswith((f"{own}.", f"{own}:"))]
         if memory_map.addressUnitBits not in (0, 8):
             bits = memory_map.addressUnitBits
             raise MapError(f"{name}: {map_name}: addressUnitBits is {bits}; iobus counts bytes, of 8")
@@ -82,7 +90,7 @@ class _Reader:
             memory_map.description or component.description or "",
         )  # fmt: skip
 
-    def _component(self, root: ElementTree.Element, text: bytes) -> Any:
+    def _component(self, root: ElementTree.Element) -> Any:
         def load() -> Any:
             from ipyxact import ipyxact
 
@@ -97,12 +105,43 @@ class _Reader:
             versions = ", ".join(item.rpartition("/")[2] for item in known)
             raise MapError(f"{self._name}: IP-XACT {space.rpartition('/')[2]} is not read; {versions} are")
         self._number = ipyxact.IpxactInt  # 4'hA, as SystemVerilog has it
+        items: list[Any] = [item for item in vars(ipyxact).values() if isinstance(item, type) and hasattr(item, "_tag")]
+        self._numbers = {
+            (item._tag, name) for item in items for name, kind in item.MEMBERS.items() if kind == "IpxactInt"
+        }
+        self._tidy(f"{{{space}}}", root, self._name)
         component = ipyxact.Component()
         try:
-            component.load(io.BytesIO(text))
+            component.load(io.BytesIO(ElementTree.tostring(root)))
         except Exception as exc:  # ipyxact raises what it meets: a number that is an expression, for one
             raise MapError(f"{self._name}: {' '.join(str(exc).split()) or type(exc).__name__}") from exc
         return component
+
+    def _tidy(self, space: str, element: ElementTree.Element, where: str) -> None:
+        """Take out what is no number where one must be, and what has no place without it."""
+        tag = element.tag.removeprefix(space)
+        for child in list(element):
+            inner = child.tag.removeprefix(space)
+            name = (child.findtext(f"{space}name") or "").strip()
+            at = f"{where}{': ' if inner == 'memoryMap' else '.'}{name}" if name else where
+            if (tag, inner) in self._numbers and child.text is not None and not self._is_number(child.text):
+                self._fit.note(where, f"{inner} is {child.text.strip()!r}, which is no number; left out")
+                element.remove(child)
+                continue
+            before = len(self._fit.notes)
+            self._tidy(space, child, at)
+            missing = [key for key in _PLACES.get(inner, ()) if not (child.findtext(f"{space}{key}") or "").strip()]
+            if missing:
+                if not any(note.startswith(f"{at}: {missing[0]} is ") for note in self._fit.notes[before:]):
+                    self._fit.note(at, f"it has no {missing[0]}; left out")
+                element.remove(child)
+
+    def _is_number(self, text: str) -> bool:
+        try:
+            self._number(text)
+        except (ValueError, IndexError):
+            return False
+        return True
 
     def _unread(self, root: ElementTree.Element, map_name: str) -> None:
         """Note what is in the memory map and ipyxact passes over."""
@@ -148,6 +187,9 @@ class _Reader:
         access = register.access or access or "read-write"
         whole = register.reset
         reset = whole.value & (whole.mask or -1) if whole is not None else 0
+        size = register.size or 32
+        if whole is not None and whole.value >> size:
+            self._fit.note(where, f"reset value {whole.value:#x} does not fit in {size} bits; cut")
         fields: list[tuple[str, FieldEntry]] = []
         for field in register.field:
             at = f"{where}.{field.name}"
@@ -159,6 +201,8 @@ class _Reader:
             ))  # fmt: skip
             start = getattr(field.resets, "reset", None)
             if start is not None:
+                if start.value >> width:
+                    self._fit.note(at, f"reset value {start.value:#x} does not fit in {width} bits; cut")
                 reset |= (start.value & (start.mask or -1) & (1 << width) - 1) << field.bitOffset
         rest = RES0 if fields else self._access(where, access, None)
         array = Dimension(register.dim, register.size // 8) if register.dim else None

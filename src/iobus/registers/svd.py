@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree
@@ -37,6 +37,7 @@ _ON_WRITE: Final = {
 _ON_READ: Final = {
     "clear": OnRead.CLEARS, "set": OnRead.SETS, "modify": OnRead.EFFECT, "modifyExternal": OnRead.EFFECT,
 }  # fmt: skip
+_WORDS: Final[dict[str, Container[str]]] = {"modifiedWriteValues": _ON_WRITE, "readAction": _ON_READ}
 _MOST_ELEMENTS: Final = 1 << 16  # of an array: a larger one is a mistake, or memory
 
 _NUMBERS: Final = frozenset({
@@ -44,6 +45,7 @@ _NUMBERS: Final = frozenset({
     "dimIncrement", "bitOffset", "bitWidth", "lsb", "msb", "value", "minimum", "maximum",
 })  # fmt: skip
 """The elements whose text is a number."""
+_DEVICE: Final = ": <device>"  # where a note is of the file's device, which holds for each of its peripherals
 
 Data = dict[str, Any]
 
@@ -84,12 +86,15 @@ def _parse(name: str, text: bytes, fit: Fitter) -> Data:
     root = parse_xml(name, text)
     if root.tag != "device":
         raise MapError(f"{name}: no CMSIS-SVD file: its outermost element is <{root.tag}>, not <device>")
-    _tidy(name, root, fit)
+    _tidy(name + _DEVICE, root, fit)
     _derive_values(root)
+    derived = {item.findtext("name"): item.get("derivedFrom") for item in root.iter("peripheral")}
     try:
         data: Data = svd2py.SvdParser().convert(io.BytesIO(ElementTree.tostring(root)))["device"]
     except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, svd2py_errors(svd2py)) as exc:
         raise MapError(f"{name}: {' '.join(str(exc).split()) or type(exc).__name__}") from exc
+    for item in data.get("peripherals", {}).get("peripheral", []):
+        item["derivedFrom"] = derived.get(item.get("name"))  # what svd2py has obeyed and does not tell
     return data
 
 
@@ -98,8 +103,10 @@ def _tidy(where: str, element: ElementTree.Element, fit: Fitter) -> None:
     if element.text is None:
         element.text = " "
     name = element.findtext("name")
-    if name and element.tag != "device":
-        where += f"{': ' if element.tag == 'peripheral' else '.'}{name.strip()}"
+    if element.tag == "peripheral":
+        where = where.removesuffix(_DEVICE) + f": {(name or '').strip()}"
+    elif name and element.tag != "device":
+        where += f".{name.strip()}"
     for child in list(element):
         text = (child.text or "").strip()
         if child.tag in _NUMBERS and not len(child):
@@ -181,8 +188,13 @@ class _Reader:
         name = chosen(self._name, "peripheral", list(found), top)
         peripheral = found[name]
         where = f"{self._name}: {name}"
+        matters = [f"{self._name}{_DEVICE}"]  # notes of the other peripherals do not, unless it is derived from them
+        source: str | None = name
+        while source in found and f"{self._name}: {source}" not in matters:
+            matters.append(f"{self._name}: {source}")
+            source = found[source].get("derivedFrom")
         notes = self._fit.notes
-        notes[:] = [note for note in notes if note.startswith((f"{where}.", f"{where}:"))]  # of the others: no matter
+        notes[:] = [note for note in notes if note.startswith(tuple(at + end for at in matters for end in ".:"))]
         blocks = peripheral.get("addressBlock", [])
         length = max((block.get("offset", 0) + block.get("size", 0) for block in blocks), default=0)
         if "dim" in peripheral:
@@ -201,16 +213,27 @@ class _Reader:
 
     def _members(self, where: str, data: Data, inherited: _Inherited) -> Iterator[tuple[str, Entry]]:
         for register in data.get("register", []):
+            if self._lacks(f"{where}.{register.get('name', '')}", register, "addressOffset"):
+                continue
             for name, offset, array in self._copies(where, register, "addressOffset"):
                 at = f"{where}.{name}"
                 if entry := self._register(at, name, offset, array, register, inherited.inner(register)):
                     yield at, entry
         for cluster in data.get("cluster", []):
+            if self._lacks(f"{where}.{cluster.get('name', '')}", cluster, "addressOffset"):
+                continue
             for name, offset, array in self._copies(where, cluster, "addressOffset"):
                 at = f"{where}.{name}"
                 members = self._members(at, cluster, inherited.inner(cluster))
                 if group := self._fit.group(at, name, offset, members, _doc(cluster), array):
                     yield at, group
+
+    def _lacks(self, where: str, data: Data, *keys: str) -> bool:
+        """Whether an element is to be left out, for one of these is not there; says so, where a note has not yet."""
+        missing = [key for key in keys if key not in data]
+        if missing and not any(note.startswith(f"{where}: {key} is ") for note in self._fit.notes for key in missing):
+            self._fit.note(where, f"it has no {missing[0]}; left out")
+        return bool(missing)
 
     def _copies(self, where: str, data: Data, offset_key: str) -> Iterator[tuple[str, int, Dimension | None]]:
         """Name, offset and array of what `dim` makes of an element: an array for NAME[%s], else one each for NAME%s."""
@@ -218,7 +241,9 @@ class _Reader:
         if count is None:
             yield name, offset, None
             return
-        stride = data.get("dimIncrement", 0)
+        if self._lacks(f"{where}.{name}", data, "dimIncrement"):
+            return
+        stride = data["dimIncrement"]
         if not 0 < count <= _MOST_ELEMENTS:
             self._fit.note(f"{where}.{name}", f"dim is {count}; left out")
         elif "[%s]" in name:
@@ -237,16 +262,22 @@ class _Reader:
         around = self._access(where, inherited.access, data)
         fields: list[tuple[str, FieldEntry]] = []
         for field in (data.get("fields") or {}).get("field", []):
-            lsb, width = self._bits(f"{where}.{field.get('name')}", field)
+            place = self._bits(f"{where}.{field.get('name', '')}", field)
+            if place is None:
+                continue
+            lsb, width = place
             for field_name, shift, _ in self._field_copies(where, field):
                 at = f"{where}.{field_name}"
-                own = {key: data[key] for key in ("modifiedWriteValues", "readAction") if key in data} | field
+                own = {key: data[key] for key, known in _WORDS.items() if data.get(key) in known} | field
                 access = self._access(at, field.get("access", inherited.access), own)
                 values = self._values(at, field)
                 fields.append((
                     at, self._fit.field(at, field_name, lsb + shift, width, access, _doc(field), values)
                 ))  # fmt: skip
-        reset = inherited.reset & inherited.reset_mask & (1 << max(inherited.size, 0)) - 1
+        whole = (1 << max(inherited.size, 0)) - 1
+        if data.get("resetValue", 0) > whole:  # its own: what it inherits may be of a wider one
+            self._fit.note(where, f"resetValue {inherited.reset:#x} does not fit in {inherited.size} bits; cut")
+        reset = inherited.reset & inherited.reset_mask & whole
         rest = RES0 if fields else around
         doc = _doc(data) or data.get("displayName", "")
         return self._fit.register(where, name, offset, inherited.size, fields, reset, rest, doc, array)
@@ -256,18 +287,18 @@ class _Reader:
         plain = {**field, "name": field.get("name", "").replace("[%s]", "%s")}
         return self._copies(where, plain, "no offset of its own")
 
-    def _bits(self, where: str, field: Data) -> tuple[int, int]:
-        """Lowest bit and width, in any of the three ways to say them."""
+    def _bits(self, where: str, field: Data) -> tuple[int, int] | None:
+        """Lowest bit and width, in any of the three ways to say them; None for a field that is left out."""
         if "bitRange" in field:
             match = re.fullmatch(r"\[(\d+):(\d+)\]", field["bitRange"].strip())
             if match is None:
-                self._fit.note(where, f"bitRange {field['bitRange']!r} is not of the form [msb:lsb]")
-                return 0, 0
+                self._fit.note(where, f"bitRange {field['bitRange']!r} is not of the form [msb:lsb]; left out")
+                return None
             msb, lsb = int(match[1]), int(match[2])
             return lsb, msb - lsb + 1
-        if "lsb" in field and "msb" in field:
-            return field["lsb"], field["msb"] - field["lsb"] + 1
-        return field.get("bitOffset", 0), field.get("bitWidth", 1)
+        if "lsb" in field or "msb" in field:
+            return None if self._lacks(where, field, "lsb", "msb") else (field["lsb"], field["msb"] - field["lsb"] + 1)
+        return None if self._lacks(where, field, "bitOffset") else (field["bitOffset"], field.get("bitWidth", 1))
 
     def _access(self, where: str, access: str, data: Data) -> Access:
         found = access_kind(self._fit, where, access, data.get("modifiedWriteValues"), data.get("readAction"))
@@ -296,6 +327,9 @@ def access_kind(fit: Fitter, where: str, access: str, modified: str | None, acti
     access = access.strip().lower()
     if access not in _ACCESS:
         fit.note(where, f"access {access!r} is none of {', '.join(_ACCESS)}; taken for read-write")
+    for what, word, known in (("modifiedWriteValue", modified, _ON_WRITE), ("readAction", action, _ON_READ)):
+        if word and word not in known:
+            fit.note(where, f"{what} {word!r} is none of {', '.join(known)}; left out")
     read, write = _ACCESS.get(access, (OnRead.VALUE, OnWrite.STORES))
     if modified in _ON_WRITE and write is OnWrite.STORES:
         write = _ON_WRITE[modified]
