@@ -15,6 +15,7 @@ from iobus.registers import (
     RES1,
     RW,
     RW1,
+    RWME,
     WO,
     Field,
     Register,
@@ -87,6 +88,26 @@ def test_assigning_the_whole_register_leaves_bits_that_keep_nothing() -> None:
     bank.REG.value = 0x13
     assert bank.REG.value == 0xFFE3
     assert bank.read(0, 2) == 0xFFE3
+
+
+def test_a_device_may_store_what_a_guest_wrote_reserved_bits_and_all() -> None:
+    """No value that a guest writes makes a hook raise which assigns it to a register, its reserved bits included."""
+
+    class Command(Register, rest=RES1):
+        GO = Field(0, W)
+        ARGUMENT = Field(bits(15, 8), RWME)
+
+    class Bank(RegisterBank):
+        COMMAND = Command(0)
+
+        @on_write(COMMAND)
+        def command(self, value: int) -> None:
+            self.COMMAND.value = value
+
+    bank = Bank()
+    for value, kept in ((0, 0xFFFF00FE), (0xFFFFFFFF, 0xFFFFFFFE), (0x00001201, 0xFFFF12FE)):
+        bank.write(0, 4, value)
+        assert bank.COMMAND.value == bank.read(0, 4) == kept
 
 
 # Accesses that are narrower, wider, or beside.

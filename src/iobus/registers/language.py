@@ -173,7 +173,11 @@ class Register(metaclass=Declared):
 
     @property
     def value(self) -> int:
-        """The whole register. Bits that keep nothing stay as they are when it is assigned to."""
+        """The whole register.
+
+        Assigning to it sets the bits that keep something; W, RES0 and RES1 stay what they always are, whatever the
+        value has there: it may be what a guest wrote. Raises `ValueError` for one that the register is too narrow for.
+        """
         values: list[int] = self._require_bank().state.registers
         return values[self._index]
 
