@@ -362,6 +362,15 @@ def test_a_watched_event_that_raises_ends_with_4(files: Files) -> None:
     assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
 
 
+def test_a_reset_that_raises_ends_with_4(files: Files) -> None:
+    """A device that cannot return to power-on is named, with its traceback."""
+    done = run_guest(files, RESET, "--device", files.device(PLAIN + " def reset(self): 1 // 0\n"))
+    said = done.stderr.decode()
+    assert done.returncode == 4
+    assert said.startswith("iobus: reset() of Mine: ZeroDivisionError: integer division")
+    assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+
+
 @pytest.mark.parametrize("engine", ["unicorn", "kvm"])
 @pytest.mark.parametrize("value", ["3", ""])
 def test_a_device_that_exits_ends_with_4(files: Files, engine: str, value: str) -> None:

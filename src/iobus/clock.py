@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakSet
 
-from iobus.errors import RAISED, IobusError
+from iobus.errors import RAISED, CallbackError
 
 
-class TimerError(IobusError):
+class TimerError(CallbackError):
     """A timer's callback, or one given to `call_soon`, raised; the original exception is `__cause__`."""
 
 

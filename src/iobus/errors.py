@@ -26,6 +26,10 @@ class BusFullError(RegistrationError):
     """The bus was made with a capacity and it is used up."""
 
 
+class CallbackError(IobusError):
+    """A device raised outside an access, where it was called back; the original exception is `__cause__`."""
+
+
 class DeviceError(IobusError):
     """A device raised, or answered with something that is no value of the access's size.
 

@@ -18,6 +18,7 @@ from iobus.clock import Clock, RealClock
 from iobus.dma import Dma, Masters
 from iobus.dma import ReentrancyError as ReentrancyError
 from iobus.doorbell import Event
+from iobus.errors import RAISED, CallbackError
 from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
 from iobus.irq import Irqchip
 from iobus.lock import Lock
@@ -192,7 +193,8 @@ class Machine:
         """Return CPUs and devices, not RAM, to their power-on state.
 
         The machine must not be running, and the caller not hold `lock`: a CPU in the middle of an
-        access that waits for its caller first goes on to where it can be stopped.
+        access that waits for its caller first goes on to where it can be stopped. Raises `CallbackError` when a
+        device's `reset` does.
         """
         for vcpu in self.vcpus:
             vcpu.abandon()
@@ -205,8 +207,12 @@ class Machine:
             self._stop_reason = None
             for device in self.devices():
                 reset = getattr(device, "reset", None)
-                if reset is not None:
+                if reset is None:
+                    continue
+                try:
                     reset()
+                except RAISED as exc:
+                    raise CallbackError(f"reset() of {type(device).__name__}: {type(exc).__name__}: {exc}") from exc
 
     def _expire(self) -> None:
         self._expired = True

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 from iobus.doorbell import Event
-from iobus.errors import RAISED, IobusError
+from iobus.errors import RAISED, CallbackError
 from iobus.lock import Lock
 
 
-class WatchError(IobusError):
+class WatchError(CallbackError):
     """A callback given to `Machine.watch` raised; the original exception is `__cause__`."""
 
 

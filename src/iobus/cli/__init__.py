@@ -22,9 +22,8 @@ from iobus.cli import values
 from iobus.cli.console import Terminated, signals_raise
 from iobus.cli.devices import FORM, DeviceSpec
 from iobus.cli.outcome import Status, UsageError, describe_error, printing
-from iobus.clock import TimerError
 from iobus.engines.names import ENGINES, IRQCHIPS
-from iobus.watcher import WatchError
+from iobus.errors import CallbackError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status, what = options.run(options)
     except (UsageError, BootError, InitrdError, GuestUnavailableError) as exc:
         status, what = Status.BAD_ARGUMENTS, str(exc)
-    except (DeviceError, TimerError, WatchError) as exc:
+    except (DeviceError, CallbackError) as exc:
         status, what = Status.DEVICE_ERROR, describe_error(exc)
     except IobusError as exc:
         status, what = Status.FAILED, str(exc)

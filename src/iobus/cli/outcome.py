@@ -15,7 +15,7 @@ from types import TracebackType
 
 from iobus import bus, path, widths
 from iobus.bus import DeviceError, IobusError
-from iobus.clock import TimerError
+from iobus.errors import CallbackError
 from iobus.exits import (
     DebugExit,
     Exit,
@@ -29,7 +29,6 @@ from iobus.exits import (
     TimeoutExit,
 )
 from iobus.vcpu import VCPU
-from iobus.watcher import WatchError
 
 
 class Status(IntEnum):
@@ -92,7 +91,7 @@ def describe_lost(error: OSError) -> tuple[Status, str]:
     return Status.FAILED, f"standard output cannot be written: {error.strerror}"
 
 
-def describe_error(error: DeviceError | TimerError | WatchError) -> str:
+def describe_error(error: DeviceError | CallbackError) -> str:
     """Return the error's sentence, and below it the device's own traceback where there is one."""
     cause = error.__cause__
     if cause is None:

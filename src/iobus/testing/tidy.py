@@ -12,10 +12,9 @@ import warnings
 from typing import Final
 
 from iobus.bus import DeviceError, IobusError
-from iobus.clock import TimerError
+from iobus.errors import CallbackError
 from iobus.testing.guest import Guest
 from iobus.testing.kernel_log import interrupt_counts, trouble
-from iobus.watcher import WatchError
 
 _SECONDS: Final = 60.0
 
@@ -140,7 +139,7 @@ class _Kept:
                 guest.unplug()
                 said = guest.run(_CLEAR, timeout=_SECONDS).output
                 break
-            except (DeviceError, TimerError, WatchError):
+            except (DeviceError, CallbackError):
                 continue
             except IobusError as exc:
                 guest.give_up(str(exc).splitlines()[0])
