@@ -61,6 +61,10 @@ WRONG_TYPES = [
         "class C(Register):\n A = Field(3, RW, values={'UP': 1})",
         "C.A: values={'UP': 1}; give a class derived from Values or IntEnum",
     ),
+    (
+        "class Mode(Values):\n UP = 'x'",
+        "Mode: a value is 'x'; give a whole number, or one and a sentence on it",
+    ),
     ("class C(Register):\n A = Field(3, RW, name=3)", "C.A: name=3; give a text"),
     ("class C(Register, rest='RW'):\n pass", "C: rest='RW'; give an access kind such as RW, or None"),
     ("class C(Register, width='32'):\n pass", "C: a register is 8, 16, 32 or 64 bits wide, not '32'"),

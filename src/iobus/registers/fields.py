@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, overload
 
 from iobus.registers.bodies import wrong_field
-from iobus.registers.entries import FieldEntry, ValueEntry, bit_range, clean
+from iobus.registers.entries import FieldEntry, MapError, ValueEntry, bit_range, clean
 from iobus.registers.kinds import Access
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Values(IntEnum):
     doc: str
 
     def __new__(cls, value: int, doc: str = "") -> Self:
+        if not isinstance(value, int) or not isinstance(doc, str):
+            raise MapError(f"{cls.__name__}: a value is {value!r}; give a whole number, or one and a sentence on it")
         self = int.__new__(cls, value)
         self._value_ = value
         self.doc = doc
