@@ -13,9 +13,11 @@ import pytest
 
 from iobus.bus import Device, DeviceError
 from iobus.clock import TimerError
+from iobus.doorbell import Event
 from iobus.testing import Guest, GuestError, GuestTimeoutError, KernelError
 from iobus.testing.build import ModuleBuildError
 from iobus.testing.modules import NoSuchModuleError
+from iobus.watcher import WatchError
 
 pytestmark = pytest.mark.slow
 
@@ -232,6 +234,20 @@ def test_a_module_that_does_not_build(guest: Guest, tmp_path: Path) -> None:
         ModuleBuildError, match=r"wrong.c does not build for [\w.-]+:\nwrong.c: In function.*\nwrong.c:2"
     ):
         guest.build(source)
+
+
+def test_what_a_watched_event_raises_the_test_gets(guest: Guest) -> None:
+    """In the call that lets the guest run, or at the test's end where there is none: not in another test."""
+    event = Event()
+    guest.machine.watch(event, lambda: 1 // 0)
+    event.ring()
+    with pytest.raises(WatchError, match="ZeroDivisionError"):
+        guest.wait_for(lambda: False, 60)
+    event.ring()
+    with pytest.raises(WatchError, match="ZeroDivisionError"):
+        guest.check()
+    guest.machine.unwatch(event)
+    assert guest.run("true").status == 0
 
 
 def test_a_complaint_that_is_expected(guest: Guest) -> None:
