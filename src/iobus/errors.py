@@ -48,9 +48,13 @@ class DeviceError(IobusError):
         self.value = value
         """The value of a write; None for a read."""
         self.is_write = value is not None
-        access = "read" if value is None else "write"
-        shown = "" if value is None else f" of {value:#x}"
-        super().__init__(
-            f"{type(device).__name__} at region {region!r}: {size}-byte {access}{shown} "
-            f"at address {address:#x} (offset {offset:#x}): {what}"
-        )
+        super().__init__(f"{access_text(device, region, address, offset, size, value)}: {what}")
+
+
+def access_text(device: object, region: str, address: int, offset: int, size: int, value: int | None) -> str:
+    """Return an access in words: a write of `value`, or a read where that is None."""
+    access = "read" if value is None else f"write of {value:#x}"
+    return (
+        f"{type(device).__name__} at region {region!r}: {size}-byte {access} at address {address:#x} "
+        f"(offset {offset:#x})"
+    )

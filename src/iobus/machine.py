@@ -19,7 +19,8 @@ from iobus.dma import Dma, Masters
 from iobus.dma import ReentrancyError as ReentrancyError
 from iobus.doorbell import Event
 from iobus.errors import RAISED, CallbackError
-from iobus.exits import Exit, KickExit, MmioExit, PioExit, TimeoutExit
+from iobus.exits import EngineError, Exit, KickExit, MmioExit, PioExit, TimeoutExit
+from iobus.hung import comes_back
 from iobus.irq import Irqchip
 from iobus.lock import Lock
 from iobus.memory import Memory
@@ -82,7 +83,7 @@ class Machine:
         self.unclaimed: Counter[UnclaimedAccess] = Counter()
         """How often which address was accessed and answered with the defined result."""
         self.hung = False
-        """Whether a device never came back: the machine is to be left as it is."""
+        """Whether a device never came back when a run was to end: the machine is to be left as it is."""
         self._stop_reason: Exit | None = None
         self._expired = False
         self._error: Exception | None = None  # guarded by lock
@@ -110,13 +111,14 @@ class Machine:
     def close(self) -> None:
         """Stop the machine's threads and free the engine. The machine does not run again.
 
-        Does nothing for one that is `hung`, whose threads would not end.
+        Does nothing for one that is `hung`, whose threads would not end, or turns out to be: a timer's callback has
+        `hung.GRACE` seconds to come back.
         """
         if self.hung:
             return
+        if self._ticker is not None and not self._ticker.close():
+            return
         self._watcher.close()
-        if self._ticker is not None:
-            self._ticker.close()
         if self.engine is not None:
             self.engine.close()
 
@@ -126,8 +128,12 @@ class Machine:
         Accesses that no device claims read as all ones, or are dropped, and are counted in
         `unclaimed`; with `unclaimed="stop"` the first of them is returned instead, to be answered as
         `VCPU.run` says. `timeout` in seconds of host time ends the run with `TimeoutExit`. Raises
-        `DeviceError` when a device does: the machine stays whole and can be run on.
+        `DeviceError` when a device does: the machine stays whole and can be run on. Raises `EngineError` for a
+        machine that is `hung`. Ctrl-C in the main thread waits for a clean stop; when a device has not come back
+        after `hung.GRACE` seconds, or at the next Ctrl-C, the machine is given up, and `hung`.
         """
+        if self.hung:
+            raise EngineError("the machine was given up: a device never came back")
         answer = complete_with_ones if unclaimed == "ones" else None
         self._expired = False
         alarm = threading.Timer(timeout or 0, self._expire)
@@ -308,11 +314,19 @@ class _Ticker:
             self._thread = threading.Thread(target=self._main, name="iobus-timers", daemon=True)
             self._thread.start()
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """End the thread; return whether it has ended, and not its machine's device hangs."""
         self._closed = True
         self._wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+
+        def has_ended(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
+        return comes_back(self._machine, has_ended)
 
     def _earlier(self, deadline: int) -> None:
         # A ticker that wakes before the new deadline anyway is left asleep: waking it costs the guest.

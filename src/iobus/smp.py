@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from iobus.exits import Exit, HltExit, KickExit
+from iobus.hung import comes_back
 from iobus.vcpu import VCPU, Answer
 
 _SIGNAL_CHECK: Final = 0.2  # seconds: a signal just before a wait does not end it, but a time-out does
@@ -66,12 +67,18 @@ class Gang:
                 started.append(thread)
             while not self._any_result.wait(_SIGNAL_CHECK):
                 pass
-        finally:
-            self._pausing = True
-            for vcpu in self._vcpus:
-                vcpu.kick()
+            self._pause()
             for thread in started:
                 thread.join()
+        except BaseException:  # Ctrl-C
+            self._pause()
+            comes_back(self._vcpus[0].machine, lambda seconds: _have_ended(started, seconds))
+            raise
+
+    def _pause(self) -> None:
+        self._pausing = True
+        for vcpu in self._vcpus:
+            vcpu.kick()
 
     def _main(self, vcpu: VCPU, answer: Answer | None) -> None:
         """One vCPU's thread."""
@@ -112,3 +119,10 @@ class Gang:
         with self._change:
             self._results.append((vcpu, result))
         self._any_result.set()
+
+
+def _have_ended(threads: Sequence[threading.Thread], seconds: float) -> bool:
+    """Wait until all have ended, for so long at most for each; return whether they have."""
+    for thread in threads:
+        thread.join(seconds)
+    return not any(thread.is_alive() for thread in threads)

@@ -21,6 +21,7 @@ from iobus.bus import DeviceError, IobusError
 from iobus.cli import values
 from iobus.cli.console import Terminated, signals_raise
 from iobus.cli.devices import FORM, DeviceSpec
+from iobus.cli.ending import LAST_RESORT
 from iobus.cli.outcome import Status, UsageError, describe_error, printing
 from iobus.engines.names import ENGINES, IRQCHIPS
 from iobus.errors import CallbackError
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     status: int
     try:
-        with signals_raise():
+        with LAST_RESORT, signals_raise():
             with printing():  # --help, --version
                 options = _parser().parse_args(arguments)
             status, what = options.run(options)

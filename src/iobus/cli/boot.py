@@ -21,6 +21,7 @@ from iobus.boot.linux import LinuxKernel, read_initrd
 from iobus.cli.console import Console
 from iobus.cli.devices import DeviceSpec, attach_devices
 from iobus.cli.display import TextDisplay
+from iobus.cli.ending import LAST_RESORT
 from iobus.cli.monitor import Monitor
 from iobus.cli.outcome import Status, UsageError, describe, describe_lost
 from iobus.cli.trace import tracing
@@ -165,6 +166,8 @@ def run(
     Return why it ended; None when `stopped` says so. `timeout` in seconds is for all of it.
     """
     end = None if timeout is None else time.monotonic() + timeout
+    if timeout is not None:
+        LAST_RESORT.ask(Status.DEVICE_ERROR, after=timeout)
     while not stopped():
         left = None if end is None else max(0.0, end - time.monotonic())
         exit = pc.machine.run(timeout=left, unclaimed=unclaimed)
@@ -200,6 +203,7 @@ def make_pc(
     try:
         if caveat := choose.caveat(cpu):
             say(f"iobus: {caveat}")
+        LAST_RESORT.machine = pc.machine
         yield pc
     finally:
         pc.machine.close()

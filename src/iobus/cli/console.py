@@ -18,6 +18,8 @@ import tty
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from iobus.cli.ending import LAST_RESORT
+from iobus.cli.outcome import Status
 from iobus.devices.uart import LOOP, RTS
 from iobus.exits import KickExit
 from iobus.pc.pc import Pc
@@ -41,16 +43,25 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within, SIGTERM, SIGHUP and SIGQUIT raise `Terminated`; each is ignored once one has come."""
+    """Within, SIGTERM, SIGHUP and SIGQUIT raise `Terminated`, SIGINT `KeyboardInterrupt`; once, for all of them.
+
+    What then does not end, `LAST_RESORT` does.
+    """
     caught = [
         number
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         if signal.getsignal(number) is not signal.SIG_IGN  # nohup
     ]
+    raised = False
 
     def handle(number: int, _: object) -> None:
-        for other in caught:
-            signal.signal(other, signal.SIG_IGN)
+        nonlocal raised
+        LAST_RESORT.ask(128 + number)
+        if raised:
+            return
+        raised = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Terminated(number)
 
     before = [(number, signal.signal(number, handle)) for number in caught]
@@ -153,20 +164,26 @@ class Console:
             yield
             return
         before = termios.tcgetattr(STDIN)
-        try:
-            tty.setraw(STDIN, termios.TCSANOW)
-            self._raw = True
-            self._greet()
-            yield
-        finally:
+
+        def restore() -> None:
             self._raw = False
             with contextlib.suppress(termios.error):  # the terminal itself may be gone
                 termios.tcsetattr(STDIN, termios.TCSANOW, before)
+
+        try:
+            with LAST_RESORT.before(restore):
+                tty.setraw(STDIN, termios.TCSANOW)
+                self._raw = True
+                self._greet()
+                yield
+        finally:
+            restore()
 
     def _greet(self) -> None:
         self.say("iobus: the console is the guest's; Ctrl-A X leaves")
 
     def _stop(self) -> None:
+        LAST_RESORT.ask(Status.DEVICE_ERROR)
         if self._pc is not None:
             self._pc.machine.stop(KickExit())
 
@@ -200,9 +217,9 @@ class Console:
             keys = bytearray()
             for key in data:
                 if escaped and key in b"xX":
-                    self.left = True
-                    self._stop()
-                    return
+                    self.left, escaped = True, False
+                    self._stop()  # again each time
+                    continue
                 if not escaped and key == _CTRL_A:
                     escaped = True
                     continue
@@ -210,15 +227,16 @@ class Console:
                     keys.append(_CTRL_A)
                 escaped = False
                 keys.append(key)
-            if keys:
+            if keys and not self.left:
                 self._type(bytes(keys))
 
         return handle
 
     def _type(self, keys: bytes) -> None:
         """Give the guest what was typed on the terminal."""
-        assert self._pc is not None
-        self._pc.type(keys)
+        pc = self._pc
+        assert pc is not None
+        pc.machine.clock.call_soon(lambda: pc.type(keys))  # not here: a device that hangs has the lock
 
     def _piped(self, wake: int) -> Callable[[bytes], None]:
         def handle(data: bytes) -> None:

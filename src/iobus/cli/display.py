@@ -16,9 +16,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from iobus.cli.console import STDOUT, Console, write_all
+from iobus.cli.ending import LAST_RESORT
 from iobus.devices.vga_screen import Screen
 from iobus.pc.keyboard import can_type
 from iobus.pc.pc import Pc
@@ -120,9 +122,11 @@ class TextDisplay(Console):
             super()._greet()
 
     def _type(self, keys: bytes) -> None:
-        assert self._pc is not None
+        pc = self._pc
+        assert pc is not None
         for key in keys_typed(keys.decode(errors="replace")):
-            self._pc.keyboard.press(key)
+            # Not here: a device that hangs has the lock.
+            pc.machine.clock.call_soon(partial(pc.keyboard.press, key))
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -139,9 +143,10 @@ class TextDisplay(Console):
         try:
             with self._lock:
                 self._open = True
-            write_all(STDOUT, _ENTER)
-            drawer.start()
-            yield
+            with LAST_RESORT.before(lambda: write_all(STDOUT, _LEAVE)):
+                write_all(STDOUT, _ENTER)
+                drawer.start()
+                yield
         finally:
             done.set()
             if drawer.ident is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from iobus.bus import IobusError
+from iobus.cli.ending import LAST_RESORT
 from iobus.cli.outcome import UsageError
 from iobus.machine import Machine
 from iobus.trace import JsonLines, Record, Sink, TraceFileError, Tracer, read_trace
@@ -42,7 +43,7 @@ def tracing(machine: Machine, where: str | None, say: Callable[[str], None]) -> 
             file: IO[str] = _TraceFile(where)
         except OSError as exc:
             raise UsageError(f"trace file {where} cannot be written: {exc.strerror}") from exc
-        with file:
+        with file, LAST_RESORT.before(file.flush):
             sink = _sink(Path(where).suffix, file)
             with Tracer(machine, sink):
                 yield

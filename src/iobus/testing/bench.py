@@ -134,7 +134,8 @@ class Bench:
 
     def stop(self) -> None:
         """End what `start` began, and all faults."""
-        self.faults.end()
+        if not self.machine.hung:  # its lock is not to be had
+            self.faults.end()
         self._watch.stop()
         self.history.stop()
 

@@ -463,8 +463,9 @@ class Guest:
         __tracebackhide__ = True
         try:
             exit = self.machine.run(timeout=seconds)
-        except DeviceHungError as exc:
-            self.give_up(str(exc))
+        except BaseException as exc:
+            if self.machine.hung:
+                self.give_up(str(exc) if isinstance(exc, DeviceHungError) else "a device never came back")
             raise
         if isinstance(exit, KickExit | TimeoutExit):
             return

@@ -1,7 +1,8 @@
 """A time limit for devices: one that does not answer gets an exception where it hangs, and the test an error.
 
-Stands on `path.py`, which tells what is under way. One thread watches all machines of the tests. In the main
-thread the exception comes by a signal, which also ends a wait; in another one as soon as that runs Python code.
+Stands on `path.py`, which tells what is under way, and `hung.py`, which tells where. One thread watches all machines
+of the tests. In the main thread the exception comes by a signal, which also ends a wait; in another one as soon as
+that runs Python code.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Final, NamedTuple
 
 from iobus.bus import IobusError
+from iobus.hung import where
 from iobus.machine import Machine
 from iobus.path import AccessPath, UnderWay
 
@@ -133,15 +133,6 @@ class Watch:
 
 
 _messages: dict[int, str] = {}  # by thread: what an exception says that is raised there without arguments
-
-
-def where(thread: int) -> str:
-    """Return the file, line and function that a thread is in."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
-        return "an unknown place"
-    code = frame.f_code
-    return f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
 
 
 class _Watchdog:

@@ -85,7 +85,7 @@ class KvmCpu:
         self._shortcuts: Final = engine.shortcuts
         self._ring_first, self._ring_last = self._shortcuts.find_ring(self.page.view)
         self._kicker = Kicker(self.fd)
-        self._side = Side(f"iobus-kvm{vcpu.index}")
+        self._side = Side(f"iobus-kvm{vcpu.index}", vcpu.machine)
         self._features: object = None
         self._power_on: cpustate.PowerOn | None = None  # made when the vCPU first runs
         self._signature = 0

@@ -2,7 +2,8 @@
 
 Beside `cpu.py`. A handler, Ctrl-C's above all, may raise at any point of the main thread's Python code: in the
 middle of a device's callback it would leave the device half changed. So guest code and devices never run there.
-The main thread waits here; when a handler raises, the vCPU is brought to a clean stop before that goes on up.
+The main thread waits here; when a handler raises, the vCPU is brought to a clean stop before that goes on up, if it
+comes to one in time.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from iobus.exits import EngineError, Exit, KickExit
+from iobus.hung import comes_back
+
+if TYPE_CHECKING:
+    from iobus.machine import Machine
 
 _SIGNAL_CHECK: Final = 0.2  # seconds: a signal just before a wait does not end it, but a time-out does
 
@@ -50,8 +55,9 @@ class _Job:
 class Side:
     """The thread, made when first needed."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, machine: Machine) -> None:
         self._name = name
+        self._machine = machine
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._unseen: _Job | None = None  # its caller was interrupted: the next one's
@@ -73,13 +79,12 @@ class Side:
             while not job.done.wait(_SIGNAL_CHECK):
                 pass
         except BaseException:
-            self._lost = True  # should the next signal end the wait for a clean stop
+            self._lost = True  # should the wait for a clean stop be given up
             self._jobs.put(job)  # it may not have been; twice is as good
             stop()
-            while not job.done.wait(_SIGNAL_CHECK):
-                pass
-            self._lost = False
-            self._unseen = None if job.is_kick() else job
+            if comes_back(self._machine, job.done.wait):
+                self._lost = False
+                self._unseen = None if job.is_kick() else job
             raise
         return job.result()
 

@@ -22,6 +22,7 @@ from iobus.engines.unicorn.instance import Instance
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner
 from iobus.exits import EngineError, Exit, HltExit, KickExit, MmioExit, PioExit
+from iobus.hung import comes_back
 from iobus.paging import Paging
 from iobus.vcpu import VCPU, Answer
 
@@ -70,7 +71,7 @@ class UnicornCpu:
         self._done = threading.Lock()
         self._done.acquire()
         self._runs = self._returns = 0  # how often each way
-        self._lost = False  # a second Ctrl-C gave up waiting for the thread
+        self._lost = False  # the wait for the thread was given up
         self._cpuid: Cpuid | None = None
         self.runner.cpus.append(self)
         vcpu.mmio.on_change(instance.devices_changed)
@@ -98,11 +99,10 @@ class UnicornCpu:
             except BaseException:  # Ctrl-C: get the guest to a clean stop, then let it go on up
                 self._lost = True
                 self.kick()
-                while self._returns < self._runs and not self._done.acquire(timeout=_SIGNAL_CHECK):
-                    pass
-                self._done.acquire(blocking=False)  # back already: the signal came before or after that was taken
-                self._lost = False
-                self._unseen = True
+                if comes_back(self.machine, self._has_returned):
+                    self._done.acquire(blocking=False)  # back already: the signal came before or after that was taken
+                    self._lost = False
+                    self._unseen = True
                 raise
         self._unseen = False
         outcome = self._outcome
@@ -110,6 +110,9 @@ class UnicornCpu:
             raise outcome
         assert outcome is not None
         return outcome
+
+    def _has_returned(self, seconds: float) -> bool:
+        return self._returns >= self._runs or self._done.acquire(timeout=seconds)
 
     def kick(self) -> None:
         self._kicked = True
