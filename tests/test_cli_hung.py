@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -166,7 +167,7 @@ def test_on_kvm(files: Files) -> None:
         assert process.stdout is not None
         shown = b""
         while b"hangs" not in shown:
-            shown += process.stdout.read1()
+            shown += os.read(process.stdout.fileno(), 4096)
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
