@@ -274,5 +274,5 @@ def test_no_picture_of_a_graphics_mode(tmp_path: Path) -> None:
 def test_a_picture_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(PictureError, match=r"iobus\[display\]"):
+    with pytest.raises(PictureError, match="needs the package Pillow: pip install pillow"):
         Board().vga.screen().png(tmp_path / "screen.png")
