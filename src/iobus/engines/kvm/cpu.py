@@ -236,19 +236,17 @@ class KvmCpu:
                     self._came_back(exc)
                 self._open = False
             unserved = False
+            # One look at the page for all that most exits need: each one by itself costs as much.
+            reason, cr8, apic_base, address, data, length, is_write = MOSTLY(memory, MOSTLY_AT)
+            if cr8 != self.cr8 or apic_base != self.apic_base:  # before anything ends the run: the next one's `prepare`
+                self.guest_changed(cr8, apic_base)  # would undo it
             if late or (zones and u32[first] != u32[last]):
                 self._unserved = True  # however the next lines end
-                if u64[CR8] != self.cr8 or u64[APIC_BASE] != self.apic_base:  # else the next run's `prepare` undoes it
-                    self.guest_changed(u64[CR8], u64[APIC_BASE])
                 try:
                     shortcuts.drain(vcpu)
                 except _UnansweredError as pending:
                     return self._hand_out(pending.exit, MMIO_AT)
                 self._unserved = False
-            # One look at the page for all that most exits need: each one by itself costs as much.
-            reason, cr8, apic_base, address, data, length, is_write = MOSTLY(memory, MOSTLY_AT)
-            if cr8 != self.cr8 or apic_base != self.apic_base:
-                self.guest_changed(cr8, apic_base)
             if reason == _MMIO:
                 path, view, slot = mmio, u64, MMIO_DATA
                 mask = MASKS[length]

@@ -140,12 +140,17 @@ def locate(library: Library) -> Offsets:
     return offsets
 
 
-def _find(library: Library, function: str, pattern: bytes, length: int = 0x200) -> int:
-    """The little-endian 32-bit number in the group of `pattern`, matched in the code of `function`."""
+def address_of(library: Library, function: str) -> int:
+    """Return the address of the library's `function` for x86-64 guests. Raises `MismatchError` where it has none."""
     address = library.symbol(f"{function}_x86_64")
     if address is None:
         raise MismatchError(f"no function {function}_x86_64")
-    match = re.search(pattern, ctypes.string_at(address, length), re.S)
+    return address
+
+
+def _find(library: Library, function: str, pattern: bytes, length: int = 0x200) -> int:
+    """The little-endian 32-bit number in the group of `pattern`, matched in the code of `function`."""
+    match = re.search(pattern, ctypes.string_at(address_of(library, function), length), re.S)
     if match is None:
         raise MismatchError(f"the code of {function} is not as expected")
     return int.from_bytes(match[1], "little")
@@ -230,8 +235,7 @@ def find_blocks(library: Library, uc: int, offsets: Offsets) -> Blocks:
     if line <= 0 or line % 64 or -descriptor % line < 32 or flag != offsets.icount_high - 2 or not -128 <= near < 0:
         raise MismatchError("translated blocks are not laid out as expected")
     context = ctypes.c_uint64.from_address(uc + context_at).value
-    check_exit = library.symbol("helper_check_exit_request_x86_64")
-    if not context or check_exit is None:
+    if not context:
         raise MismatchError("there is no place for translated blocks")
     head = b"\x48\xbf" + uc.to_bytes(8, "little") + b"\x33\xf6"
     return Blocks(
@@ -240,6 +244,6 @@ def find_blocks(library: Library, uc: int, offsets: Offsets) -> Blocks:
         swept=ctypes.c_uint64.from_address(context + generated).value,
         head=int.from_bytes(head[:8], "little"),
         head_end=int.from_bytes(head[8:], "little"),
-        check_exit=check_exit,
+        check_exit=address_of(library, "helper_check_exit_request"),
         quick=int.from_bytes(b"\x83\x7d" + bytes((near & 0xFF,)) + b"\x00\x79\x0c\xe8\xd5", "little"),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from iobus.engines.unicorn import internals as at
@@ -112,11 +113,7 @@ class NativeInstance(Instance):
         u32[offsets.old_exception >> 2] = 0xFFFFFFFF
         u32[offsets.exception_is_int >> 2] = 0
 
-        def function(name: str) -> int:
-            address = library.symbol(f"{name}_x86_64")
-            if address is None:
-                raise at.MismatchError(f"no function {name}_x86_64")
-            return address
+        function = partial(at.address_of, library)
 
         def address_of(callback: Any) -> int | None:
             return ctypes.cast(callback, ctypes.c_void_p).value
