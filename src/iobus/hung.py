@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 GRACE: Final = 5.0
 """Seconds that a machine has to come to a clean stop; a device that takes longer hangs."""
 
-_SIGNAL_CHECK: Final = 0.2  # seconds: a signal just before a wait does not end it, but a time-out does
+SIGNAL_CHECK: Final = 0.2
+"""Seconds that a wait in the main thread lasts at most: a signal just before it does not end it, a time-out does."""
+
 _ACCESS: Final = {"read": 2, "write": 3, "in_range": 2}
 """A device's methods, and how many arguments they have."""
 _LIBRARY: Final = (sysconfig.get_path("stdlib") + "/", "<frozen ")
@@ -40,7 +42,7 @@ def comes_back(machine: Machine, wait: Callable[[float], bool]) -> bool:
         return False
     end = time.monotonic() + GRACE
     try:
-        while not wait(_SIGNAL_CHECK):
+        while not wait(SIGNAL_CHECK):
             if time.monotonic() >= end:
                 machine.hung = True
                 return False

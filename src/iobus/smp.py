@@ -9,13 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from iobus.exits import Exit, HltExit, KickExit
-from iobus.hung import comes_back
+from iobus.hung import SIGNAL_CHECK, comes_back
 from iobus.vcpu import VCPU, Answer
-
-_SIGNAL_CHECK: Final = 0.2  # seconds: a signal just before a wait does not end it, but a time-out does
 
 
 class Gang:
@@ -65,7 +62,7 @@ class Gang:
             for thread in threads:
                 thread.start()
                 started.append(thread)
-            while not self._any_result.wait(_SIGNAL_CHECK):
+            while not self._any_result.wait(SIGNAL_CHECK):
                 pass
             self._pause()
             for thread in started:

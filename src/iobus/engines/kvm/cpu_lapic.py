@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from iobus.cpu_registers import Registers
-from iobus.engines.kvm import abi, ioctls
+from iobus.engines.kvm import abi, cpustate, ioctls
 from iobus.engines.kvm.cpu import KvmCpu
 from iobus.engines.kvm.ioctls import call
 from iobus.engines.kvm.runpage import READY
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _WAITS_FOR_STARTUP = frozenset((ioctls.KVM_MP_STATE_UNINITIALIZED, ioctls.KVM_MP_STATE_INIT_RECEIVED))
 _ASLEEP = _WAITS_FOR_STARTUP | {ioctls.KVM_MP_STATE_HALTED}
-_LVT_LINT1, _MODE_AND_MASK, _NMI, _APIC_ENABLED = 0x360, 0x10700, 0x400, 1 << 11
+_LVT_LINT1, _MODE_AND_MASK, _NMI = 0x360, 0x10700, 0x400
 
 
 class LapicCpu(KvmCpu):
@@ -107,7 +107,7 @@ class LapicCpu(KvmCpu):
         state = abi.LapicState()
         call(self.fd, ioctls.KVM_GET_LAPIC, state)
         (entry,) = struct.unpack_from("<I", state, _LVT_LINT1)
-        return entry & _MODE_AND_MASK == _NMI or not self.apic_base & _APIC_ENABLED
+        return entry & _MODE_AND_MASK == _NMI or not self.apic_base & cpustate.APIC_ENABLED
 
     def _mp_state(self) -> int:
         state = abi.MpState()

@@ -20,7 +20,6 @@ from iobus.vcpu import VCPU
 if TYPE_CHECKING:
     from iobus.engines.kvm.engine import KvmEngine
 
-_APIC_ENABLED = 1 << 11
 _SHOWN: Final = frozenset({cpustate.IA32_APIC_BASE, 0x808})
 """The controller's MSRs that change what the CPU has too: its base, and x2APIC's TPR, which is CR8."""
 
@@ -114,7 +113,7 @@ class UserCpu(KvmCpu):
             self.set_cr8(controller.read_cr8())
             base = controller.read_msr(cpustate.IA32_APIC_BASE) or 0
             self.set_apic_base(base)
-        self.apic_page = base >> 12 if base & _APIC_ENABLED else -1
+        self.apic_page = base >> 12 if base & cpustate.APIC_ENABLED else -1
 
     def _start(self) -> bool:
         """Start at the vector of a start-up message, if there is one (SDM vol. 3A, section 9.4.3)."""

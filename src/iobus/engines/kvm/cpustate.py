@@ -18,6 +18,8 @@ from iobus.paging import Paging
 
 IA32_TSC: Final = 0x10
 IA32_APIC_BASE: Final = 0x1B
+APIC_ENABLED: Final = 1 << 11
+"""Of IA32_APIC_BASE."""
 _TSC_ADJUST, _EFER = 0x3B, 0xC0000080
 _NOT_RESET: Final = frozenset({IA32_TSC, _TSC_ADJUST, IA32_APIC_BASE, _EFER})
 """The TSC runs on, and the others are registers of ours or the LAPIC's."""

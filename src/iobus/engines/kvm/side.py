@@ -14,12 +14,10 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from iobus.exits import EngineError, Exit, KickExit
-from iobus.hung import comes_back
+from iobus.hung import SIGNAL_CHECK, comes_back
 
 if TYPE_CHECKING:
     from iobus.machine import Machine
-
-_SIGNAL_CHECK: Final = 0.2  # seconds: a signal just before a wait does not end it, but a time-out does
 
 
 class _Job:
@@ -76,7 +74,7 @@ class Side:
         job = _Job(function)
         try:
             self._jobs.put(job)
-            while not job.done.wait(_SIGNAL_CHECK):
+            while not job.done.wait(SIGNAL_CHECK):
                 pass
         except BaseException:
             self._lost = True  # should the wait for a clean stop be given up

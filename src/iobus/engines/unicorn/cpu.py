@@ -22,11 +22,10 @@ from iobus.engines.unicorn.instance import Instance
 from iobus.engines.unicorn.library import Library
 from iobus.engines.unicorn.runner import Runner
 from iobus.exits import EngineError, Exit, HltExit, KickExit, MmioExit, PioExit
-from iobus.hung import comes_back
+from iobus.hung import SIGNAL_CHECK, comes_back
 from iobus.paging import Paging
 from iobus.vcpu import VCPU, Answer
 
-_SIGNAL_CHECK: Final = 0.2  # seconds
 _RAX, _RBX, _RCX, _RDX = 0, 3, 1, 2
 _main_thread: Final = threading.main_thread().ident
 
@@ -92,7 +91,7 @@ class UnicornCpu:
                 runner.call(self, leave=not self._in_slice)  # in a slice, its access waits for the answer
                 if threading.get_ident() == _main_thread:
                     # Not for ever: a signal that comes just before the wait does not interrupt it.
-                    while not self._done.acquire(timeout=_SIGNAL_CHECK):
+                    while not self._done.acquire(timeout=SIGNAL_CHECK):
                         pass
                 else:
                     self._done.acquire()
